@@ -1,0 +1,1 @@
+"""volferry: move a live data volume to another OpenStack volume."""

@@ -1,0 +1,472 @@
+"""The nouns. Read this first: everything else is verbs on these.
+
+All are frozen pydantic models: a change is a new value. What is persisted (``Plan``, ``Receipt``,
+``Pass``, ``Outcome``) is therefore validated whenever it is read back, and the JSON Schema of a plan
+file is generated from the same lines that the program runs on.
+
+Sizes are in bytes unless a name says otherwise (Cinder counts in GiB); durations are in seconds;
+wall clock times are seconds since the epoch, UTC.
+"""
+
+import enum
+from typing import Any, Literal, TypeAlias
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Json: TypeAlias = dict[str, Any]
+Receipt: TypeAlias = Json
+"""What a step leaves for later steps and for undo: plain JSON, no secret ever."""
+
+GIB = 1024**3
+MARK = "volferry:transfer"
+"""Metadata key that carries our transfer id on every cloud object that we make."""
+
+
+class Noun(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+# ---- the cloud's side ----------------------------------------------------------------------------
+
+
+class Attachment(Noun):
+    """A volume in a server, as Cinder tells it. ``device`` is Nova's word, not the guest's name."""
+
+    server_id: str
+    volume_id: str
+    attachment_id: str = ""
+    device: str = ""
+
+
+class Volume(Noun):
+    id: str
+    name: str
+    size_gib: int
+    type: str
+    status: str
+    availability_zone: str = ""
+    bootable: bool = False
+    encrypted: bool = False
+    multiattach: bool = False
+    read_only: bool = False
+    group_id: str = ""
+    migration_status: str = ""
+    snapshot_id: str = ""
+    description: str = ""
+    metadata: dict[str, str] = Field(default_factory=dict)
+    attachments: tuple[Attachment, ...] = ()
+
+    @property
+    def size_bytes(self) -> int:
+        return self.size_gib * GIB
+
+
+class Snapshot(Noun):
+    id: str
+    name: str
+    volume_id: str
+    size_gib: int
+    status: str
+    progress: str = ""
+    metadata: dict[str, str] = Field(default_factory=dict)
+
+
+class Server(Noun):
+    id: str
+    name: str
+    status: str
+    task_state: str = ""
+    locked: bool = False
+    availability_zone: str = ""
+    addresses: tuple[str, ...] = ()
+    """Where ssh may be reached, best first: floating, then fixed addresses."""
+    root_device: str = ""
+    """``root_device_name`` of the server, such as ``/dev/vda``; empty when the cloud hides it."""
+
+
+class ServerVolume(Noun):
+    """One line of ``openstack server volume list``."""
+
+    volume_id: str
+    device: str = ""
+    delete_on_termination: bool = False
+    tag: str = ""
+
+
+class VolumeType(Noun):
+    id: str
+    name: str
+    is_public: bool = True
+    extra_specs: dict[str, str] = Field(default_factory=dict)
+    """Only what an ordinary member may see, which is often nothing."""
+
+
+class Quota(Noun):
+    """Block storage quota of the project, by Cinder's own keys (``gigabytes_cbs-premium``).
+
+    A limit of -1 is no limit. ``used`` holds what is in use plus what is reserved.
+    """
+
+    limits: dict[str, int] = Field(default_factory=dict)
+    used: dict[str, int] = Field(default_factory=dict)
+
+
+class CloudFacts(Noun):
+    """All that the cloud said about one volume in one server, read at one time."""
+
+    cloud: str = ""
+    region: str = ""
+    project_id: str = ""
+    block_storage_version: str = ""
+    compute_version: str = ""
+    server: Server
+    source: Volume
+    server_volumes: tuple[ServerVolume, ...] = ()
+    types: tuple[VolumeType, ...] = ()
+    quota: Quota | None = None
+    quota_error: str = ""
+
+
+# ---- the guest's side ----------------------------------------------------------------------------
+
+
+class DiskRef(Noun):
+    """How a disk is named to a guest: by what the cloud put on it, never by ``/dev/vdX``."""
+
+    volume_id: str
+    size_bytes: int
+
+
+class Disk(Noun):
+    """A whole disk as the guest shows it now."""
+
+    path: str
+    size_bytes: int
+    serial: str = ""
+    read_only: bool = False
+    dev: str = ""
+    """``major:minor``"""
+
+
+class MountBy(enum.StrEnum):
+    """Who mounts it, and so who has to mount it again."""
+
+    FSTAB = "fstab"
+    UNIT = "unit"
+    AUTOFS = "autofs"
+    HAND = "hand"
+
+
+class Mount(Noun):
+    """One entry of the guest's mount table."""
+
+    target: str
+    source: str
+    root: str = "/"
+    """Path inside the filesystem: anything but ``/`` is a bind mount or a subvolume."""
+    options: str = ""
+    super_options: str = ""
+    propagation: str = ""
+    dev: str = ""
+    by: MountBy = MountBy.HAND
+    unit: str = ""
+    """The systemd mount unit, empty where there is none."""
+    fstab_line: int = 0
+    """Line number in fstab, counted from 1; 0 when it is not there."""
+
+
+class Filesystem(Noun):
+    """A filesystem on the source volume and where it is mounted."""
+
+    device: str
+    partition: int | None = None
+    """None for a filesystem on the whole disk."""
+    fstype: str
+    uuid: str
+    label: str = ""
+    size_bytes: int = 0
+    used_bytes: int = 0
+    inodes_used: int = 0
+    mounts: tuple[Mount, ...] = ()
+
+
+class Holder(Noun):
+    """Somebody who uses the mount and would make unmounting fail."""
+
+    kind: Literal["process", "mount", "loop", "swap", "nfs", "unit"]
+    name: str
+    pid: int = 0
+    unit: str = ""
+    """The systemd unit the process belongs to, empty when there is none."""
+    container: str = ""
+    path: str = ""
+    stoppable: bool = True
+    """False: stopping a unit does not let go of the mount; a person has to."""
+
+
+class Unit(Noun):
+    """A systemd unit that the cutover stops and starts, with what its last times were."""
+
+    name: str
+    active: bool = True
+    enabled: bool = False
+    start_s: float | None = None
+    stop_s: float | None = None
+    """Durations of the last start and the last stop, None when systemd has not seen one."""
+
+
+class Tool(Noun):
+    name: str
+    path: str = ""
+    version: str = ""
+    package: str = ""
+
+
+class GuestFacts(Noun):
+    """All that the guest said, read at one time without changing anything."""
+
+    family: str
+    os_name: str = ""
+    kernel: str = ""
+    hostname: str = ""
+    dmi_uuid: str = ""
+    root: bool = False
+    python: str = ""
+    systemd: int = 0
+    """systemd's version; 0 where pid 1 is something else."""
+    source_disk: Disk | None = None
+    disks: tuple[Disk, ...] = ()
+    partition_table: str = ""
+    """``dos``, ``gpt`` or empty."""
+    partition_dump: str = ""
+    """``sfdisk --dump`` of the source disk."""
+    filesystems: tuple[Filesystem, ...] = ()
+    other_content: tuple[str, ...] = ()
+    """What else lies on the disk (LVM, LUKS, swap, unmounted filesystems), one sentence each."""
+    nested_mounts: tuple[str, ...] = ()
+    """Other filesystems mounted below one of ours."""
+    subvolumes: int = 0
+    holders: tuple[Holder, ...] = ()
+    units: tuple[Unit, ...] = ()
+    """Every systemd unit among the holders, with its times."""
+    tools: tuple[Tool, ...] = ()
+    walk_s: float = 0.0
+    """Measured seconds that one walk of the tree takes, extrapolated when it was cut short."""
+    fstab: str = ""
+    free_bytes: int = 0
+    """Free space where our state lies (``/var/lib``)."""
+
+    def tool(self, name: str) -> Tool | None:
+        return next((t for t in self.tools if t.name == name and t.path), None)
+
+
+# ---- what the user asked for ---------------------------------------------------------------------
+
+
+class Seed(enum.StrEnum):
+    AUTO = "auto"
+    SNAPSHOT = "snapshot"
+    BLANK = "blank"
+
+
+class Access(Noun):
+    """How the guest is reached. Nothing secret: ssh itself knows keys and agents."""
+
+    local: bool = False
+    ssh: str = ""
+    ssh_config: str = ""
+
+
+class Wanted(Noun):
+    """The user's words, before anything was looked up."""
+
+    os_cloud: str = ""
+    os_region: str = ""
+    server: str
+    volume: str
+    type: str = ""
+    size_gib: int | None = None
+    name: str = ""
+    method: str = ""
+    """Empty: the first method that does not decline."""
+    seed: Seed = Seed.AUTO
+    access: Access = Access()
+    units: tuple[str, ...] = ()
+    stop: tuple[str, ...] = ()
+    start: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    bwlimit_bytes_s: int | None = None
+    cutover: str = "auto"
+    """``auto``, ``manual``, or an ISO 8601 time with its zone."""
+    max_downtime_s: float = 10.0
+    settle_s: float = 60.0
+    hold: bool = False
+    read_only: bool = True
+    keep_snapshot: bool = False
+    timeouts: "Timeouts" = Field(default_factory=lambda: Timeouts())
+
+
+class Timeouts(Noun):
+    """Every wait has a deadline; each is a flag of the same name."""
+
+    snapshot_s: float = 1800.0
+    create_s: float = 7200.0
+    retype_s: float = 86400.0
+    attach_s: float = 120.0
+    detach_s: float = 300.0
+    cutover_s: float = 120.0
+    """The guest takes the cutover back when it has not ended by then."""
+    sync_s: float = 7 * 86400.0
+
+
+# ---- the plan ------------------------------------------------------------------------------------
+
+
+class Result(enum.StrEnum):
+    OK = "ok"
+    WARNING = "warning"
+    REFUSAL = "refusal"
+
+
+class Check(Noun):
+    """One thing that could fail later, looked at before anything is changed."""
+
+    name: str
+    result: Result
+    found: str
+    """What was measured, with its figures."""
+    hint: str = ""
+
+
+class MethodChoice(Noun):
+    name: str
+    declines: str = ""
+    """Why this method does not fit; empty for the one that was chosen."""
+
+
+class Prediction(Noun):
+    """Downtime in seconds and its parts; ``basis`` says where the figures come from."""
+
+    total_s: float
+    parts: dict[str, float] = Field(default_factory=dict)
+    basis: str = ""
+
+
+class Promise(Noun):
+    phase: str
+    step: str
+    text: str
+    way_back: str = ""
+
+
+class Plan(Noun):
+    """What ``plan`` prints and saves, and what ``run`` carries out after checking it again."""
+
+    version: Literal[1] = 1
+    wanted: Wanted
+    cloud: CloudFacts
+    guest: GuestFacts
+    method: str = ""
+    methods: tuple[MethodChoice, ...] = ()
+    target_name: str = ""
+    target_type: str = ""
+    target_size_gib: int = 0
+    seed: Seed = Seed.SNAPSHOT
+    units: tuple[Unit, ...] = ()
+    checks: tuple[Check, ...] = ()
+    quota_peak: dict[str, int] = Field(default_factory=dict)
+    """What the transfer adds at its peak, by Cinder's quota keys."""
+    prediction: Prediction | None = None
+    promises: tuple[Promise, ...] = ()
+
+    @property
+    def refusals(self) -> tuple[Check, ...]:
+        return tuple(c for c in self.checks if c.result is Result.REFUSAL)
+
+
+# ---- what happened -------------------------------------------------------------------------------
+
+
+class Pass(Noun):
+    """One pass over source and target: what was copied, and what was compared."""
+
+    number: int
+    final: bool = False
+    started_at: float = 0.0
+    copy_s: float = 0.0
+    compare_s: float = 0.0
+    files_total: int = 0
+    files_copied: int = 0
+    files_deleted: int = 0
+    bytes_copied: int = 0
+    files_compared: int = 0
+    bytes_compared: int = 0
+    changed_meanwhile: int = 0
+    """Differing because the service wrote them during the pass; the next pass takes them."""
+    healed: int = 0
+    """Differing though untouched since the copy: copied again by content and compared again."""
+    watermark: float = 0.0
+    """Guest wall clock: all that did not change after it has been compared."""
+
+
+class Outcome(Noun):
+    """How a cutover ended, as the guest wrote it on its own disk."""
+
+    result: Literal["committed", "reverted"]
+    live: Literal["source", "target"]
+    reason: str = ""
+    downtime_s: float = 0.0
+    parts: dict[str, float] = Field(default_factory=dict)
+    clock: Literal["monotonic", "wall"] = "monotonic"
+    """``wall`` when the guest restarted in the middle and no monotonic clock spans it."""
+    final_pass: Pass | None = None
+    settled: bool = False
+
+
+class State(enum.StrEnum):
+    RUNNING = "running"
+    STOPPED = "stopped"
+    HELD = "held"
+    DONE = "done"
+    ROLLING_BACK = "rolling back"
+    ROLLED_BACK = "rolled back"
+
+
+class Transfer(Noun):
+    """A line of ``volferry list``."""
+
+    id: str
+    state: State
+    plan: Plan
+    created_at: float
+    step: str = ""
+    error: Json = Field(default_factory=dict)
+    """``what``, ``data``, ``hint`` of the error that stopped it."""
+
+
+class Event(Noun):
+    """Something worth telling, in the order it happened."""
+
+    at: float
+    transfer: str
+    step: str = ""
+    kind: str
+    """``phase``, ``intent``, ``receipt``, ``promise``, ``progress``, ``pass``, ``note``, …"""
+    facts: Json = Field(default_factory=dict)
+
+
+class Progress(Noun):
+    """Of one long wait. Unknown figures are None."""
+
+    what: str
+    done_bytes: int | None = None
+    total_bytes: int | None = None
+    done_files: int | None = None
+    total_files: int | None = None
+    rate_bytes_s: float | None = None
+    eta_s: float | None = None
+    elapsed_s: float = 0.0
+    note: str = ""
+
+
+Wanted.model_rebuild()
