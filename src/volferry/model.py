@@ -1,8 +1,8 @@
 """The nouns. Read this first: everything else is verbs on these.
 
 All are frozen pydantic models: a change is a new value. What is persisted (``Plan``, ``Receipt``,
-``Pass``, ``Outcome``) is therefore validated whenever it is read back, and the JSON Schema of a plan
-file is generated from the same lines that the program runs on.
+``Pass``, ``Outcome``) is therefore validated whenever it is read back, and the JSON Schema of a
+plan file is generated from the same lines that the program runs on.
 
 Sizes are in bytes unless a name says otherwise (Cinder counts in GiB); durations are in seconds;
 wall clock times are seconds since the epoch, UTC.
@@ -277,6 +277,19 @@ class Access(Noun):
     ssh_config: str = ""
 
 
+class Timeouts(Noun):
+    """Every wait has a deadline; each is a flag of the same name."""
+
+    snapshot_s: float = 1800.0
+    create_s: float = 7200.0
+    retype_s: float = 86400.0
+    attach_s: float = 120.0
+    detach_s: float = 300.0
+    cutover_s: float = 120.0
+    """The guest takes the cutover back when it has not ended by then."""
+    sync_s: float = 7 * 86400.0
+
+
 class Wanted(Noun):
     """The user's words, before anything was looked up."""
 
@@ -303,20 +316,7 @@ class Wanted(Noun):
     hold: bool = False
     read_only: bool = True
     keep_snapshot: bool = False
-    timeouts: "Timeouts" = Field(default_factory=lambda: Timeouts())
-
-
-class Timeouts(Noun):
-    """Every wait has a deadline; each is a flag of the same name."""
-
-    snapshot_s: float = 1800.0
-    create_s: float = 7200.0
-    retype_s: float = 86400.0
-    attach_s: float = 120.0
-    detach_s: float = 300.0
-    cutover_s: float = 120.0
-    """The guest takes the cutover back when it has not ended by then."""
-    sync_s: float = 7 * 86400.0
+    timeouts: Timeouts = Timeouts()
 
 
 # ---- the plan ------------------------------------------------------------------------------------
@@ -467,6 +467,3 @@ class Progress(Noun):
     eta_s: float | None = None
     elapsed_s: float = 0.0
     note: str = ""
-
-
-Wanted.model_rebuild()

@@ -1,0 +1,236 @@
+"""The OpenSSH client as a subprocess.
+
+The user's configuration, jump hosts, agents, certificates and known hosts are then right by
+definition, and host keys are always checked. One supervised master connection (``ssh -M -N``, not
+``-f``, so that it is our child and ends with us) is shared by short-lived clients.
+"""
+
+import asyncio
+import contextlib
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from volferry.channels import Channel, Completed, quote, run_here
+from volferry.errors import Retry, Stop, Usage
+
+CONNECT_TIMEOUT_S = 30.0
+
+_OPTIONS = (
+    "-o", "BatchMode=yes",
+    "-o", "ConnectTimeout=15",
+    # A dead network is noticed after 3 x 5 s instead of never.
+    "-o", "ServerAliveInterval=5",
+    "-o", "ServerAliveCountMax=3",
+    "-o", "ForwardAgent=no",
+    "-o", "ForwardX11=no",
+    "-o", "ClearAllForwardings=yes",
+    "-o", "RequestTTY=no",
+)  # fmt: skip
+
+_SSH_FAILED = 255
+"""ssh's own exit status "if an error occurred" (ssh(1)); a remote command may use it as well."""
+
+_UNTOUCHED = "nothing was changed in the guest or the cloud by this"
+
+# What the client says on standard error, and what an operator can do about it.
+_PERSON_MUST_ACT = {
+    "remote host identification has changed": (
+        "the host key of {where} is not the one that is known",
+        "if the server was rebuilt, remove the old key with ssh-keygen -R and check the new one",
+    ),
+    "host key verification failed": (
+        "the host key of {where} is not known or not the right one",
+        "connect once by hand with ssh and compare the key with the server's console log",
+    ),
+    "permission denied": (
+        "{where} refused the login",
+        "volferry uses ssh as you do: 'ssh {where} true' has to work without a question",
+    ),
+    "too many authentication failures": (
+        "{where} refused the login after too many keys",
+        "name the key with IdentityFile and IdentitiesOnly=yes in your ssh configuration",
+    ),
+    "could not resolve hostname": (
+        "the name of {where} cannot be resolved",
+        "give the address with --ssh user@host or a Host entry in your ssh configuration",
+    ),
+    "bad configuration option": (
+        "the ssh configuration has an error",
+        "see what 'ssh -G {where}' says",
+    ),
+    "bad owner or permissions": (
+        "ssh refuses its configuration file",
+        "see what 'ssh -G {where}' says",
+    ),
+}
+
+
+def explain(where: str, stderr: str) -> Stop | Retry:
+    """What the ssh client's complaint means: ``Stop`` where only a person can help."""
+    said = stderr.lower()
+    for sign, (what, hint) in _PERSON_MUST_ACT.items():
+        if sign in said:
+            return Stop(what.format(where=where), data=_UNTOUCHED, hint=hint.format(where=where))
+    lines = [line.strip() for line in stderr.strip().splitlines() if line.strip()]
+    last = lines[-1] if lines else "no answer"
+    return Retry(
+        f"{where} is not reached by ssh: {last}",
+        data=_UNTOUCHED,
+        hint=f"'ssh {where} true' has to work; --ssh user@host gives another address",
+    )
+
+
+class Ssh(Channel):
+    """``destination`` is anything that ``ssh`` takes; ``config`` a file for ``ssh -F``."""
+
+    def __init__(self, destination: str, config: str = "") -> None:
+        if destination.startswith("-"):
+            raise Usage(f"'{destination}' is not an ssh destination", hint="--ssh user@host")
+        if config and not Path(config).is_file():
+            raise Usage(f"the ssh configuration '{config}' is not a file", hint="--ssh-config FILE")
+        self.where = destination
+        self._config = ["-F", config] if config else []
+        self._folder = ""
+        self._master: asyncio.subprocess.Process | None = None
+
+    async def open(self) -> None:
+        if shutil.which("ssh") is None:
+            raise Stop(
+                "the OpenSSH client is missing on this machine",
+                data=_UNTOUCHED,
+                hint="install openssh-client, or run volferry on the server with --local",
+            )
+        await self._connect()
+        who = await self.run(["id", "-u"], timeout_s=CONNECT_TIMEOUT_S)
+        if who.code == _SSH_FAILED:
+            raise explain(self.where, who.err.decode(errors="replace"))
+        self.is_root = who.text.strip() == "0"
+
+    async def _connect(self) -> None:
+        # A unix socket's path may have 104 characters: a folder of its own, close to the root.
+        self._folder = self._folder or tempfile.mkdtemp(prefix="volferry-")
+        Path(self._socket).unlink(missing_ok=True)
+        self._master = await asyncio.create_subprocess_exec(
+            "ssh", *self._config, *_OPTIONS, "-M", "-N", "-S", self._socket, "--", self.where,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.PIPE,
+            start_new_session=True,
+        )  # fmt: skip
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                while not Path(self._socket).exists():
+                    if self._master.returncode is not None:
+                        break
+                    await asyncio.sleep(0.02)
+        except TimeoutError:
+            await self._end_master()
+            raise explain(self.where, f"no connection within {CONNECT_TIMEOUT_S:.0f} s") from None
+        if self._master.returncode is not None:
+            assert self._master.stderr is not None
+            said = (await self._master.stderr.read()).decode(errors="replace")
+            raise explain(self.where, said)
+
+    @property
+    def _socket(self) -> str:
+        return f"{self._folder}/mux"
+
+    def _command(self, argv: Sequence[str]) -> list[str]:
+        return [
+            "ssh", *self._config, *_OPTIONS, "-S", self._socket, "-o", "ControlMaster=no",
+            "--", self.where, quote(argv),
+        ]  # fmt: skip
+
+    async def run(
+        self, argv: Sequence[str], *, stdin: bytes = b"", timeout_s: float, root: bool = False
+    ) -> Completed:
+        if self._master is not None and self._master.returncode is not None:
+            await self._connect()
+        done = await super().run(argv, stdin=stdin, timeout_s=timeout_s, root=root)
+        if done.code == _SSH_FAILED and not done.out:
+            # Both the client and the command may say 255; only the client leaves no master behind
+            # or names itself on standard error.
+            said = done.err.decode(errors="replace")
+            lost = self._master is not None and self._master.returncode is not None
+            if lost or any(sign in said for sign in ("ssh:", "mux_client", "Connection ")):
+                raise explain(self.where, said)
+        return done
+
+    async def _end_master(self) -> None:
+        if self._master is not None and self._master.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                self._master.terminate()
+            try:
+                async with asyncio.timeout(5):
+                    await self._master.wait()
+            except TimeoutError:
+                self._master.kill()
+                await self._master.wait()
+        self._master = None
+
+    async def close(self) -> None:
+        await self._end_master()
+        if self._folder:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder = ""
+
+
+async def names(server_name: str, config: str = "") -> bool:
+    """Whether the user's ssh configuration has a ``Host`` entry that names this server.
+
+    ``ssh -G`` resolves a name without connecting. An entry names the server when the answer
+    differs from that for a name that nobody has by more than the name itself; ``Host *`` makes no
+    difference.
+    """
+    if not server_name or server_name.startswith("-") or any(c.isspace() for c in server_name):
+        return False
+    nobody = f"nobody-{secrets.token_hex(8)}"
+    options = ["-F", config] if config else []
+    answers = []
+    for name in (server_name, nobody):
+        done = await run_here(["ssh", *options, "-G", "--", name], timeout_s=10)
+        if done.code != 0:
+            raise explain(server_name, done.err.decode(errors="replace"))
+        # ssh -G prints the name in lower case where it stands for the host name.
+        answers.append(done.text.replace(name, "NAME").replace(name.lower(), "NAME"))
+    return answers[0] != answers[1]
+
+
+async def answers(address: str, port: int = 22, timeout_s: float = 3.0) -> bool:
+    """Whether something accepts a TCP connection there. Sends nothing."""
+    try:
+        async with asyncio.timeout(timeout_s):
+            _, writer = await asyncio.open_connection(address, port)
+    except (OSError, TimeoutError):
+        return False
+    writer.close()
+    with contextlib.suppress(OSError):
+        await writer.wait_closed()
+    return True
+
+
+async def find(
+    server_name: str, addresses: Sequence[str], *, wanted: str = "", config: str = ""
+) -> Ssh:
+    """The way into a server: what the user said, else a ``Host`` entry, else an address.
+
+    Raises ``Stop`` when there is none, naming what was tried.
+    """
+    if wanted:
+        return Ssh(wanted, config)
+    if await names(server_name, config):
+        return Ssh(server_name, config)
+    for address in addresses:
+        if await answers(address):
+            return Ssh(address, config)
+    tried = ", ".join(addresses) or "it has no address"
+    raise Stop(
+        f"no way by ssh into server '{server_name}' (tried: {tried})",
+        data=_UNTOUCHED,
+        hint=f"--ssh user@host, or a 'Host {server_name}' entry in "
+        f"{config or os.fspath(Path('~/.ssh/config'))}, or --local on the server itself",
+    )
