@@ -1,10 +1,43 @@
-"""What has been done, and when, on disk before anybody relies on it."""
+"""What has been done, and when, on disk before anybody relies on it.
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager
+A method that writes has committed when it returns, so a process may be killed between any two of
+them and what was said stays said. The journal is append-only: an *intent* before the first effect
+of a step, its *receipt* after the last one, *undone* once it was taken back. Everything else here
+(events, passes, progress, requests) explains the journal or talks to whoever carries the transfer.
+
+By default this is one SQLite file in the user's state directory; any SQLAlchemy URL of a PostgreSQL
+works as well. The tables are ours alone, so that reports never read the engine's schema and
+outlive it. Nothing secret is ever written: what authenticates is looked up again each time.
+
+Who carries a transfer right now is not a row, which would survive its process, but an ``flock`` on
+a file of the transfer: the kernel gives it back however the process ends. It holds on one machine
+only, as does the SQLite file.
+"""
+
+import contextlib
+import fcntl
+import os
+import re
+import secrets
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
+import platformdirs
+import sqlalchemy as sa
+
+from volferry import errors
 from volferry.model import Event, Json, Noun, Pass, Plan, Progress, Receipt, State, Transfer
+
+SCHEMA = 1
+"""Version of the tables; a file with a higher one is left alone."""
+
+ENDED = (State.DONE, State.ROLLED_BACK)
+
+_ALPHABET = "abcdefghjkmnpqrstuvwxyz234567890"  # base32 without i and l, which read like 1
+_ID_LENGTH = 40
+_LOCK_TRIES, _LOCK_PAUSE_S = 10, 0.02
 
 
 class Request(Noun):
@@ -24,56 +57,423 @@ class Numbered(Noun):
     event: Event
 
 
+_tables = sa.MetaData()
+_row = sa.BigInteger().with_variant(sa.Integer, "sqlite")  # SQLite numbers only INTEGER keys
+
+_schema = sa.Table("volferry_schema", _tables, sa.Column("version", sa.Integer, primary_key=True))
+
+_transfers = sa.Table(
+    "transfers",
+    _tables,
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("source", sa.Text, nullable=False),
+    sa.Column("state", sa.Text, nullable=False),
+    sa.Column("step", sa.Text, nullable=False),
+    sa.Column("error", sa.JSON, nullable=False),
+    sa.Column("plan", sa.JSON, nullable=False),
+    sa.Column("created_at", sa.Float, nullable=False),
+    sa.Column("ended", sa.Boolean, nullable=False),
+)
+# Two transfers of one volume would each take the other's work apart. The database says no, not a
+# look beforehand: two `volferry run` may be started in the same second.
+sa.Index(
+    "one_transfer_per_source",
+    _transfers.c.source,
+    unique=True,
+    sqlite_where=sa.not_(_transfers.c.ended),
+    postgresql_where=sa.not_(_transfers.c.ended),
+)
+
+
+def _of_transfer(name: str, *columns: sa.Column[Any]) -> sa.Table:
+    return sa.Table(
+        name,
+        _tables,
+        sa.Column("row", _row, primary_key=True, autoincrement=True),
+        sa.Column("transfer", sa.ForeignKey("transfers.id"), nullable=False, index=True),
+        sa.Column("at", sa.Float, nullable=False),
+        *columns,
+    )
+
+
+_journal = _of_transfer(
+    "journal",
+    sa.Column("kind", sa.Text, nullable=False),
+    sa.Column("step", sa.Text, nullable=False),
+    sa.Column("receipt", sa.JSON, nullable=False),
+)
+_events = _of_transfer(
+    "events",
+    sa.Column("step", sa.Text, nullable=False),
+    sa.Column("kind", sa.Text, nullable=False),
+    sa.Column("facts", sa.JSON, nullable=False),
+)
+_passes = _of_transfer("passes", sa.Column("figures", sa.JSON, nullable=False))
+_requests = _of_transfer(
+    "requests",
+    sa.Column("what", sa.Text, nullable=False),
+    sa.Column("facts", sa.JSON, nullable=False),
+    sa.Column("taken_at", sa.Float),
+)
+_progress = sa.Table(
+    "progress",
+    _tables,
+    sa.Column("transfer", sa.ForeignKey("transfers.id"), primary_key=True),
+    sa.Column("progress", sa.JSON, nullable=False),
+)
+
+
 def state_directory() -> Path:
     """``$VOLFERRY_STATE``, else where the platform keeps a user's state."""
-    raise NotImplementedError
+    chosen = os.environ.get("VOLFERRY_STATE")
+    return Path(chosen).expanduser() if chosen else platformdirs.user_state_path("volferry")
 
 
 def new_id(server: str) -> str:
-    """A transfer id such as ``tr-web-03-k4q7``."""
-    raise NotImplementedError
+    """A transfer id such as ``tr-web-03-k4q7``: readable, and safe as a name of a file or unit."""
+    tail = "-" + "".join(secrets.choice(_ALPHABET) for _ in range(4))
+    words = re.sub(r"[^a-z0-9]+", "-", server.lower()).strip("-") or "server"
+    return f"tr-{words}"[: _ID_LENGTH - len(tail)].rstrip("-") + tail
 
 
 class Store:
-    """The journal and everything else that is remembered."""
+    """The journal and everything else that is remembered; safe to use from several threads.
+
+    ``where`` is a state directory (the default is ``state_directory()``) or the URL of a database;
+    locks and the engine's files then still lie in ``state_directory()``.
+    """
 
     def __init__(self, where: str | Path | None = None) -> None:
-        raise NotImplementedError
+        url = where if isinstance(where, str) and "://" in where else ""
+        self.root = state_directory() if url or where is None else Path(where)
+        self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._db = _open_url(url) if url else _open_file(self.root / "store.sqlite")
+        try:
+            self._check_schema()
+        except BaseException:
+            self._db.dispose()
+            raise
 
-    def close(self) -> None: ...
-    def __enter__(self) -> "Store": ...
-    def __exit__(self, *exc: object) -> None: ...
+    def close(self) -> None:
+        self._db.dispose()
 
-    # transfers
-    def create(self, transfer: Transfer) -> None: ...
-    def transfer(self, id_or_prefix: str) -> Transfer: ...
-    def transfers(self) -> list[Transfer]: ...
+    def __enter__(self) -> "Store":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    # ---- transfers -------------------------------------------------------------------------------
+
+    def create(self, transfer: Transfer) -> None:
+        """Remember a new transfer.
+
+        Raises ``Refused``, naming the other one, while a transfer of the same source has not ended.
+        """
+        if not re.fullmatch(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{_ID_LENGTH - 1}}}", transfer.id):
+            raise errors.Usage(f"'{transfer.id}' cannot be the id of a transfer")
+        source = transfer.plan.cloud.source.id
+        values = {
+            "id": transfer.id,
+            "source": source,
+            "state": transfer.state.value,
+            "step": transfer.step,
+            "error": transfer.error,
+            "plan": transfer.plan.model_dump(mode="json"),
+            "created_at": transfer.created_at,
+            "ended": transfer.state in ENDED,
+        }
+        try:
+            self._write(sa.insert(_transfers).values(values))
+        except sa.exc.IntegrityError as fault:
+            if any(r.id == transfer.id for r in self._read(sa.select(_transfers.c.id))):
+                raise errors.Usage(f"there is already a transfer '{transfer.id}'") from fault
+            raise self._refusal(source) from fault
+
+    def transfer(self, id_or_prefix: str) -> Transfer:
+        """The transfer with this id, or the only one whose id begins like this."""
+        rows = self._read(sa.select(_transfers).order_by(_transfers.c.created_at))
+        found = [r for r in rows if r.id == id_or_prefix] or [
+            r for r in rows if id_or_prefix and r.id.startswith(id_or_prefix)
+        ]
+        if len(found) == 1:
+            return _transfer(found[0])
+        if found:
+            raise errors.Usage(
+                f"'{id_or_prefix}' begins the id of {len(found)} transfers",
+                hint="say one of: " + ", ".join(r.id for r in found),
+            )
+        raise errors.Usage(
+            f"there is no transfer '{id_or_prefix}'",
+            hint="there are: " + ", ".join(r.id for r in rows)
+            if rows
+            else f"there is none yet in {self.root}",
+        )
+
+    def transfers(self) -> list[Transfer]:
+        """All of them, oldest first."""
+        rows = self._read(sa.select(_transfers).order_by(_transfers.c.created_at, _transfers.c.id))
+        return [_transfer(r) for r in rows]
+
     def set_state(
         self, id: str, state: State, *, step: str | None = None, error: Json | None = None
-    ) -> None: ...
-    def set_plan(self, id: str, plan: Plan) -> None: ...
+    ) -> None:
+        """Say how a transfer stands. The former error is forgotten, the step kept if not given."""
+        values: dict[str, Any] = {
+            "state": state.value,
+            "ended": state in ENDED,
+            "error": error or {},
+        }
+        if step is not None:
+            values["step"] = step
+        self._update(id, values)
 
-    # journal
-    def intent(self, id: str, step: str) -> None: ...
-    def receipt(self, id: str, step: str, receipt: Receipt) -> None: ...
-    def undone(self, id: str, step: str) -> None: ...
-    def receipts(self, id: str) -> dict[str, Receipt]: ...
-    def open_intent(self, id: str) -> str | None: ...
+    def set_plan(self, id: str, plan: Plan) -> None:
+        """Replace the plan by one with other wishes (``volferry set``) of the same source."""
+        self._update(id, {"plan": plan.model_dump(mode="json")})
 
-    # events, passes, progress
-    def event(self, event: Event) -> int: ...
-    def events(self, id: str, after: int = 0) -> list[Numbered]: ...
-    def add_pass(self, id: str, one: Pass) -> None: ...
-    def passes(self, id: str) -> list[Pass]: ...
-    def put_progress(self, id: str, progress: Progress) -> None: ...
-    def progress(self, id: str) -> Progress | None: ...
+    # ---- the journal -----------------------------------------------------------------------------
 
-    # requests
-    def request(self, id: str, what: str, facts: Json | None = None) -> Request: ...
-    def pending(self, id: str) -> list[Request]: ...
-    def taken(self, request: Request) -> None: ...
+    def intent(self, id: str, step: str) -> None:
+        """Before the first effect of a step."""
+        self._append(_journal, id, kind="intent", step=step, receipt={})
 
-    # who carries it
-    def directory(self, id: str) -> Path: ...
-    def running(self, id: str) -> int | None: ...
-    def hold(self, id: str) -> AbstractContextManager[Iterator[None] | None]: ...
+    def receipt(self, id: str, step: str, receipt: Receipt) -> None:
+        """After the last effect of a step."""
+        self._append(_journal, id, kind="receipt", step=step, receipt=receipt)
+
+    def undone(self, id: str, step: str) -> None:
+        """Nothing of the step is left, or nothing of it was ever there."""
+        self._append(_journal, id, kind="undone", step=step, receipt={})
+
+    def receipts(self, id: str) -> dict[str, Receipt]:
+        """Receipts of the steps that stand, in the order in which they were done."""
+        standing: dict[str, Receipt] = {}
+        for entry in self._entries(id):
+            if entry.kind == "receipt":
+                standing.pop(entry.step, None)
+                standing[entry.step] = entry.receipt
+            elif entry.kind == "undone":
+                standing.pop(entry.step, None)
+        return standing
+
+    def open_intent(self, id: str) -> str | None:
+        """The step that was begun, and neither finished nor undone."""
+        last = {entry.step: entry.kind for entry in self._entries(id)}
+        begun = [step for step, kind in last.items() if kind == "intent"]
+        return begun[-1] if begun else None
+
+    # ---- events, passes, progress ----------------------------------------------------------------
+
+    def event(self, event: Event) -> int:
+        """Keep an event; answers with its row."""
+        return self._append(
+            _events,
+            event.transfer,
+            at=event.at,
+            step=event.step,
+            kind=event.kind,
+            facts=event.facts,
+        )
+
+    def events(self, id: str, after: int = 0) -> list[Numbered]:
+        """Events in the order they happened, from behind row ``after``."""
+        rows = self._of(_events, id, _events.c.row > after)
+        return [
+            Numbered(
+                row=r.row,
+                event=Event(at=r.at, transfer=r.transfer, step=r.step, kind=r.kind, facts=r.facts),
+            )
+            for r in rows
+        ]
+
+    def add_pass(self, id: str, one: Pass) -> None:
+        self._append(_passes, id, figures=one.model_dump(mode="json"))
+
+    def passes(self, id: str) -> list[Pass]:
+        return [Pass.model_validate(r.figures) for r in self._of(_passes, id)]
+
+    def put_progress(self, id: str, progress: Progress) -> None:
+        """Replace what is known of the wait that is going on."""
+        said = progress.model_dump(mode="json")
+        with self._db.begin() as db:
+            db.execute(sa.delete(_progress).where(_progress.c.transfer == id))
+            db.execute(sa.insert(_progress).values(transfer=id, progress=said))
+
+    def progress(self, id: str) -> Progress | None:
+        rows = self._read(sa.select(_progress).where(_progress.c.transfer == id))
+        return Progress.model_validate(rows[0].progress) if rows else None
+
+    # ---- requests --------------------------------------------------------------------------------
+
+    def request(self, id: str, what: str, facts: Json | None = None) -> Request:
+        """Leave a message for whoever carries the transfer, now or later."""
+        at = time.time()
+        row = self._append(_requests, id, at=at, what=what, facts=facts or {}, taken_at=None)
+        return Request(id=row, transfer=id, what=what, facts=facts or {}, at=at)
+
+    def pending(self, id: str) -> list[Request]:
+        """Messages that nobody has acted on yet, oldest first."""
+        return [
+            Request(id=r.row, transfer=r.transfer, what=r.what, facts=r.facts, at=r.at)
+            for r in self._of(_requests, id, _requests.c.taken_at.is_(None))
+        ]
+
+    def taken(self, request: Request) -> None:
+        """The message has been acted on."""
+        mine = sa.and_(_requests.c.row == request.id, _requests.c.taken_at.is_(None))
+        self._write(sa.update(_requests).where(mine).values(taken_at=time.time()))
+
+    # ---- who carries it --------------------------------------------------------------------------
+
+    def directory(self, id: str) -> Path:
+        """Where files of one transfer lie: its lock, the engine's database, logs."""
+        path = self.root / "transfers" / id
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return path
+
+    def running(self, id: str) -> int | None:
+        """The pid of the process that carries the transfer now, None when there is none."""
+        try:
+            lock = os.open(self.root / "transfers" / id / "lock", os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return None
+        try:
+            # Shared, so that two who only look do not see each other.
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return int(os.pread(lock, 32, 0) or b"0")
+        else:
+            return None
+        finally:
+            os.close(lock)
+
+    @contextlib.contextmanager
+    def hold(self, id: str) -> Iterator[None]:
+        """Carry this transfer alone. Raises ``Refused`` while another process does."""
+        lock = os.open(self.directory(id) / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            for _ in range(_LOCK_TRIES):
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:  # perhaps only somebody who looks
+                    time.sleep(_LOCK_PAUSE_S)
+            else:
+                pid = os.pread(lock, 32, 0).decode() or "?"
+                raise errors.Refused(
+                    f"transfer '{id}' is being carried by process {pid}",
+                    data="nothing was changed",
+                    hint=f"volferry status {id} --watch   shows what it does",
+                )
+            os.ftruncate(lock, 0)
+            os.pwrite(lock, str(os.getpid()).encode(), 0)
+            yield
+        finally:
+            os.close(lock)
+
+    # ---- below -----------------------------------------------------------------------------------
+
+    def _check_schema(self) -> None:
+        with self._db.begin() as db:
+            _tables.create_all(db)
+            found = db.execute(sa.select(sa.func.max(_schema.c.version))).scalar()
+            if found is None:
+                db.execute(sa.insert(_schema).values(version=SCHEMA))
+        if found is not None and found > SCHEMA:
+            raise errors.Refused(
+                f"the store has schema {found}, this volferry knows {SCHEMA}"
+                f" ({self._db.url.render_as_string(hide_password=True)})",
+                data="nothing was read or changed",
+                hint="use the volferry that wrote it, or a newer one",
+            )
+
+    def _refusal(self, source: str) -> errors.Refused:
+        other = self._read(
+            sa.select(_transfers.c.id, _transfers.c.state).where(
+                _transfers.c.source == source, sa.not_(_transfers.c.ended)
+            )
+        )
+        names = ", ".join(f"'{r.id}' ({r.state})" for r in other) or "another transfer"
+        first = other[0].id if other else "ID"
+        return errors.Refused(
+            f"volume '{source}' is already being moved by {names}",
+            data="nothing was changed",
+            hint=f"volferry resume {first}     goes on with it\n"
+            f"volferry rollback {first}   takes it back",
+        )
+
+    def _entries(self, id: str) -> Sequence[sa.Row[Any]]:
+        return self._of(_journal, id)
+
+    def _of(
+        self, table: sa.Table, id: str, *conditions: sa.ColumnElement[bool]
+    ) -> Sequence[sa.Row[Any]]:
+        mine = sa.select(table).where(table.c.transfer == id, *conditions)
+        return self._read(mine.order_by(table.c.row))
+
+    def _append(self, table: sa.Table, id: str, *, at: float | None = None, **values: Any) -> int:
+        values |= {"transfer": id, "at": time.time() if at is None else at}
+        with self._db.begin() as db:
+            key = db.execute(sa.insert(table).values(values)).inserted_primary_key
+        assert key is not None
+        return int(key[0])
+
+    def _update(self, id: str, values: dict[str, Any]) -> None:
+        change = sa.update(_transfers).where(_transfers.c.id == id).values(values)
+        try:
+            changed = self._write(change)
+        except sa.exc.IntegrityError as fault:  # it had ended, and another has begun since
+            raise self._refusal(self.transfer(id).plan.cloud.source.id) from fault
+        if not changed:
+            self.transfer(id)  # says what exists
+
+    def _write(self, statement: sa.Insert | sa.Update) -> int:
+        with self._db.begin() as db:
+            return db.execute(statement).rowcount
+
+    def _read(self, statement: sa.Select[Any]) -> Sequence[sa.Row[Any]]:
+        with self._db.connect().execution_options(writes=False) as db:
+            return db.execute(statement).all()
+
+
+def _transfer(row: sa.Row[Any]) -> Transfer:
+    return Transfer(
+        id=row.id,
+        state=State(row.state),
+        plan=Plan.model_validate(row.plan),
+        created_at=row.created_at,
+        step=row.step,
+        error=row.error,
+    )
+
+
+def _open_url(url: str) -> sa.Engine:
+    parsed = sa.make_url(url)
+    if parsed.drivername in ("postgres", "postgresql"):
+        parsed = parsed.set(drivername="postgresql+psycopg")  # DBOS brings this driver
+    return sa.create_engine(parsed)
+
+
+def _open_file(path: Path) -> sa.Engine:
+    # Before SQLite does: it gives its journal files the mode that this one has.
+    os.close(os.open(path, os.O_CREAT | os.O_CLOEXEC, 0o600))
+    db = sa.create_engine(sa.URL.create("sqlite", database=str(path)))
+
+    @sa.event.listens_for(db, "connect")
+    def _set_up(connection: Any, _record: Any) -> None:
+        # sqlite3 would begin transactions by itself, and only before some statements.
+        connection.isolation_level = None
+        connection.execute("PRAGMA busy_timeout = 30000")
+        connection.execute("PRAGMA journal_mode = WAL")
+        # WAL's usual NORMAL may lose the last commits in a power cut: exactly the intent.
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("PRAGMA foreign_keys = ON")
+
+    @sa.event.listens_for(db, "begin")
+    def _begin(connection: sa.Connection) -> None:
+        # IMMEDIATE for whoever will write, or two of them deadlock on the upgrade of their locks.
+        writes = connection.get_execution_options().get("writes", True)
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+    return db

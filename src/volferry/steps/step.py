@@ -63,7 +63,7 @@ class Step(ABC):
     name: ClassVar[str]
     phase: ClassVar[Phase]
     promise: ClassVar[str]
-    """One sentence that is true once the step is done; ``{…}`` of it are fields of the receipt."""
+    """One sentence that is true once the step is done."""
     undo_costs: ClassVar[Undo] = Undo.FREE
 
     def applies(self, plan: Plan) -> bool:
@@ -82,6 +82,11 @@ class Step(ABC):
     @abstractmethod
     async def undo(self, ctx: "Context", receipt: Receipt) -> None:
         """Take it back."""
+
+    def costs(self, receipt: Receipt) -> Undo:
+        """What undoing this receipt costs, for a step where that depends on how it went."""
+        del receipt
+        return self.undo_costs
 
     async def left_behind(self, ctx: "Context") -> Receipt | None:
         """What an interrupted ``do`` left that ``undo`` has to remove, whole or in part."""
