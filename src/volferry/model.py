@@ -288,6 +288,7 @@ class Timeouts(Noun):
     cutover_s: float = 120.0
     """The guest takes the cutover back when it has not ended by then."""
     sync_s: float = 7 * 86400.0
+    delete_s: float = 600.0
 
 
 class Wanted(Noun):
@@ -407,6 +408,9 @@ class Pass(Noun):
     """Differing though untouched since the copy: copied again by content and compared again."""
     watermark: float = 0.0
     """Guest wall clock: all that did not change after it has been compared."""
+    clock_offset: float = 0.0
+    """The guest's wall clock minus its monotonic one: when it moves, the watermark is void."""
+    boot_id: str = ""
 
 
 class Outcome(Noun):

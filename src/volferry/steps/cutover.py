@@ -1,0 +1,103 @@
+"""The cutover: waits for its gate, then the guest does it by itself."""
+
+import datetime as dt
+import time
+from typing import ClassVar
+
+from volferry.errors import Stop
+from volferry.model import Outcome, Prediction, Receipt
+from volferry.steps.gate import Decision, decide
+from volferry.steps.step import Context, Phase, Step, Undo
+
+# Between two passes while a gate is closed: the service has the disk for most of the time.
+PACE_S = (2.0, 30.0)
+
+
+class Cutover(Step):
+    """From the first service stopped to the last one started one supervised process in the guest
+    does everything, and takes it back by itself on any failure or when its deadline passes. Its
+    outcome is a file on the guest's disk; here it is only read.
+    """
+
+    name = "cutover"
+    phase: ClassVar[Phase] = "cutover"
+    promise = "the service runs on the target; it was down for {downtime_s} s"
+    undo_costs = Undo.CONSENT
+
+    async def find(self, ctx: Context) -> Receipt | None:
+        outcome: Outcome | None = await ctx.method.outcome(ctx)
+        return self._receipt(ctx, outcome) if outcome and outcome.result == "committed" else None
+
+    async def do(self, ctx: Context) -> Receipt:
+        prediction = await self._gate(ctx)
+        await ctx.tell("cutover", predicted=prediction.model_dump(mode="json"))
+        outcome: Outcome = await ctx.method.cutover(ctx)
+        await ctx.tell("outcome", **outcome.model_dump(mode="json"))
+        if outcome.result != "committed":
+            raise Stop(
+                f"the guest took the cutover back: {outcome.reason}",
+                data="the service runs on the source, which is complete; it was down for "
+                f"{outcome.downtime_s:.1f} s; nothing was lost",
+                hint=f"volferry resume {ctx.transfer_id}     syncs again and tries once more\n"
+                f"volferry rollback {ctx.transfer_id}   removes what was made",
+            )
+        return {
+            **self._receipt(ctx, outcome),
+            "predicted": prediction.model_dump(mode="json"),
+        }
+
+    def _receipt(self, ctx: Context, outcome: Outcome) -> Receipt:
+        return {
+            "outcome": outcome.model_dump(mode="json"),
+            "downtime_s": round(outcome.downtime_s, 3),
+            "volume_id": ctx.known["target"]["volume_id"],
+        }
+
+    async def _gate(self, ctx: Context) -> Prediction:
+        """Keep the target current until the cutover may begin; the prediction it begins with."""
+        wanted = ctx.plan.wanted
+        ends = time.monotonic() + wanted.timeouts.sync_s
+        said = ""
+        while True:
+            began = time.monotonic()
+            prediction: Prediction = await ctx.method.catch_up(ctx)
+            decision = self._decide(ctx, prediction)
+            if decision.why != said:
+                await ctx.tell("gate", open=decision.go, text=decision.why)
+                said = decision.why
+            if decision.go:
+                for request in ctx.requests("cutover"):
+                    ctx.take(request)
+                return prediction
+            ctx.check_stop()
+            if time.monotonic() >= ends:
+                raise Stop(
+                    f"the cutover's gate did not open within {wanted.timeouts.sync_s:.0f} s "
+                    f"(--sync-timeout): {decision.why}",
+                    data="the service runs on the source as before; the target is kept",
+                    hint=f"volferry cutover {ctx.transfer_id} --now, or a larger --max-downtime",
+                )
+            low, high = PACE_S
+            await ctx.sleep(min(max(time.monotonic() - began, low), high))
+            ctx.check_stop()
+
+    def _decide(self, ctx: Context, prediction: Prediction) -> Decision:
+        asked = ctx.requests("cutover")
+        return decide(
+            ctx.plan.wanted,
+            prediction,
+            now=dt.datetime.now(dt.UTC),
+            asked=bool(asked),
+            asked_now=any(request.facts.get("now") for request in asked),
+        )
+
+    async def undo(self, ctx: Context, receipt: Receipt) -> None:
+        outcome: Outcome = await ctx.method.cutback(ctx)
+        await ctx.tell("outcome", **outcome.model_dump(mode="json"))
+        if outcome.live != "source":
+            raise Stop(
+                f"the guest could not go back to the source: {outcome.reason}",
+                data="the service was left on the target, which is complete",
+                hint=f"volferry logs {ctx.transfer_id}; mend what it names, then repeat "
+                f"volferry rollback {ctx.transfer_id} --accept-loss",
+            )

@@ -1,0 +1,69 @@
+"""Take the source out of the server. From here on going back is by hand."""
+
+import time
+from typing import ClassVar
+
+from volferry.errors import Doubt
+from volferry.model import DiskRef, Receipt
+from volferry.steps.attach import unplug
+from volferry.steps.progress import follow
+from volferry.steps.step import Context, Held, Phase, Step, Undo
+
+
+class Detach(Step):
+    """The mount is looked at before and after: systemd unmounts what is still bound to a device
+    that goes away (systemd issues 3568 and 8596), and then the service would lose its data.
+    """
+
+    name = "detach"
+    phase: ClassVar[Phase] = "finish"
+    promise = "the source is detached; the service still has its data on the target"
+    undo_costs = Undo.CONSENT
+
+    async def find(self, ctx: Context) -> Receipt | None:
+        del ctx  # detaching what is detached asks nothing of the cloud
+        return None
+
+    async def left_behind(self, ctx: Context) -> Receipt | None:
+        return {"volume_id": ctx.plan.cloud.source.id}
+
+    async def do(self, ctx: Context) -> Receipt:
+        if ctx.plan.wanted.hold:
+            asked = ctx.requests("finish")
+            if not asked:
+                raise Held(
+                    "the service runs on the target; the source is attached and unchanged (--hold)",
+                    hint=f"volferry finish {ctx.transfer_id}     detaches the source and ends\n"
+                    f"volferry rollback {ctx.transfer_id}   goes back to the source",
+                )
+            for request in asked:
+                ctx.take(request)
+        began = time.monotonic()
+        await self._look(ctx, "before the source is detached")
+        source = ctx.plan.cloud.source
+        await unplug(ctx, source.id)
+        await self._look(ctx, "after the source was detached")
+        return {"volume_id": source.id, "elapsed_s": round(time.monotonic() - began, 3)}
+
+    async def _look(self, ctx: Context, when: str) -> None:
+        target = ctx.known["attach"]
+        ref = DiskRef(volume_id=target["volume_id"], size_bytes=target["size_bytes"])
+        wrong = await ctx.guest.not_mounted_from(ref, ctx.plan.guest)
+        if wrong:
+            raise Doubt(
+                f"{when} the target is not mounted where it should be: {wrong}",
+                data="the target holds the service's data; the source is unchanged since the "
+                "cutover",
+                hint="look at 'findmnt' and 'journalctl -b' in the guest, mount the target, then: "
+                f"volferry resume {ctx.transfer_id}",
+            )
+
+    async def undo(self, ctx: Context, receipt: Receipt) -> None:
+        server, source = ctx.plan.cloud.server, ctx.plan.cloud.source
+        await ctx.cloud.attach(server.id, source.id)
+        await ctx.cloud.wait_attached(
+            server.id,
+            source.id,
+            deadline_s=ctx.plan.wanted.timeouts.attach_s,
+            progress=follow(ctx, "attach the source again"),
+        )

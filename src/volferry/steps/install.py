@@ -1,0 +1,33 @@
+"""Put the agent into the guest and claim the source volume there."""
+
+from typing import ClassVar
+
+from volferry.model import DiskRef, Receipt
+from volferry.steps.step import Context, Phase, Step
+
+
+class Install(Step):
+    """The claim is a file that only one can create: the guest is the one place that two controllers
+    on two machines share, so there one of two transfers of a volume is refused.
+    """
+
+    name = "install"
+    phase: ClassVar[Phase] = "seed"
+    promise = "our agent lies in the guest's {state_dir}; no service was touched"
+
+    async def find(self, ctx: Context) -> Receipt | None:
+        del ctx  # installing it again is the same as once
+        return None
+
+    async def left_behind(self, ctx: Context) -> Receipt | None:
+        del ctx
+        return {}
+
+    async def do(self, ctx: Context) -> Receipt:
+        source = ctx.plan.cloud.source
+        ref = DiskRef(volume_id=source.id, size_bytes=source.size_bytes)
+        receipt: Receipt = await ctx.guest.install(ref)
+        return receipt
+
+    async def undo(self, ctx: Context, receipt: Receipt) -> None:
+        await ctx.guest.uninstall()
