@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeAlias
 
 from volferry import errors
-from volferry.model import Event, Json, Plan, Progress, Receipt
+from volferry.model import Event, Json, Pass, Plan, Progress, Receipt
 
 if TYPE_CHECKING:
     from volferry.store import Request
@@ -98,6 +98,8 @@ class Line(Protocol):
 
     async def event(self, event: Event) -> None: ...
     async def progress(self, progress: Progress) -> None: ...
+    async def passed(self, one: Pass) -> None: ...
+    def passes(self) -> Sequence[Pass]: ...
     def requests(self) -> "Sequence[Request]": ...
     def take(self, request: "Request") -> None: ...
     def stop_asked(self) -> bool: ...
@@ -110,6 +112,7 @@ class Unheard:
     def __init__(self) -> None:
         self.events: list[Event] = []
         self.reports: list[Progress] = []
+        self.made: list[Pass] = []
         self.asked: list[Request] = []
         self.stop = False
 
@@ -118,6 +121,12 @@ class Unheard:
 
     async def progress(self, progress: Progress) -> None:
         self.reports.append(progress)
+
+    async def passed(self, one: Pass) -> None:
+        self.made.append(one)
+
+    def passes(self) -> Sequence[Pass]:
+        return tuple(self.made)
 
     def requests(self) -> "Sequence[Request]":
         return tuple(self.asked)
@@ -169,6 +178,15 @@ class Context:
     async def progress(self, progress: Progress) -> None:
         """Say how far a long wait is. Only the last one is kept."""
         await self.line.progress(progress)
+
+    async def passed(self, one: Pass) -> None:
+        """Keep a pass that has ended, and tell it."""
+        await self.line.passed(one)
+        await self.tell("pass", **one.model_dump(mode="json"))
+
+    def passes(self) -> Sequence[Pass]:
+        """The passes of this transfer, oldest first, those of earlier runs included."""
+        return self.line.passes()
 
     def requests(self, what: str = "") -> "Sequence[Request]":
         """The operator's messages that nobody has taken yet, oldest first; ``what`` selects."""

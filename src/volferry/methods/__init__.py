@@ -1,0 +1,118 @@
+"""Ways to make the target equal the source. One file each.
+
+A new file in this folder is a new method: importing the package imports its siblings, and
+subclassing ``Method`` registers the class under its file's name, which is what a user types after
+``--method``. A method that does not fit declines with a reason, in the plan, before anything is
+touched; that is not a failure.
+"""
+
+import abc
+import importlib
+import pkgutil
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Protocol
+
+from volferry.model import (
+    CloudFacts,
+    GuestFacts,
+    Outcome,
+    Pass,
+    Plan,
+    Prediction,
+    Progress,
+    Receipt,
+    Tool,
+    Unit,
+    Wanted,
+)
+
+
+class Scene(Protocol):
+    """What a method may use of the transfer that it works for."""
+
+    transfer_id: str
+    plan: Plan
+    guest: Any
+    known: Mapping[str, Receipt]
+
+    async def passed(self, one: Pass) -> None: ...
+    async def progress(self, progress: Progress) -> None: ...
+    def passes(self) -> Sequence[Pass]: ...
+    def check_stop(self) -> None: ...
+    async def sleep(self, seconds: float) -> None: ...
+
+
+class Method(abc.ABC):
+    """The difference that a method makes. Instances hold no state."""
+
+    registry: ClassVar[dict[str, type["Method"]]] = {}
+    name: ClassVar[str] = ""
+    preference: ClassVar[int]
+    """The one with the lowest that does not decline is taken."""
+
+    def __init_subclass__(cls) -> None:
+        cls.name = cls.__module__.rpartition(".")[2]
+        cls.registry[cls.name] = cls
+
+    # ---- for the plan: pure ----------------------------------------------------------------------
+
+    @abc.abstractmethod
+    def declines(self, wanted: Wanted, cloud: CloudFacts, guest: GuestFacts) -> str:
+        """Why this method does not fit, in a few words; empty when it does."""
+
+    @abc.abstractmethod
+    def needs_blank(self, guest: GuestFacts) -> bool:
+        """Whether a clone of the source is of no use to it."""
+
+    @abc.abstractmethod
+    def tools(self, guest: GuestFacts) -> Sequence[Tool]:
+        """The programs that it will run in the guest."""
+
+    @abc.abstractmethod
+    def predict(
+        self, guest: GuestFacts, units: Sequence[Unit], passes: Sequence[Pass]
+    ) -> Prediction:
+        """The downtime that a cutover would cost now, from what was measured so far."""
+
+    def missing_tools(self, guest: GuestFacts) -> Sequence[Tool]:
+        return [tool for tool in self.tools(guest) if not tool.path]
+
+    # ---- for the steps ---------------------------------------------------------------------------
+
+    @abc.abstractmethod
+    async def prepare(self, scene: Scene) -> Receipt:
+        """Bring the target's content into a state that passes can work on."""
+
+    @abc.abstractmethod
+    async def sync(self, scene: Scene) -> Receipt:
+        """Passes until everything was copied and compared, and further ones gain nothing."""
+
+    @abc.abstractmethod
+    async def catch_up(self, scene: Scene) -> Prediction:
+        """One more pass, unless the last one has only just ended; the downtime it promises."""
+
+    @abc.abstractmethod
+    async def cutover(self, scene: Scene) -> Outcome:
+        """Let the guest cut over, and wait for what it says of it."""
+
+    @abc.abstractmethod
+    async def cutback(self, scene: Scene) -> Outcome:
+        """Let the guest go back to the source."""
+
+    @abc.abstractmethod
+    async def outcome(self, scene: Scene) -> Outcome | None:
+        """What the guest knows of a cutover that was begun; None when there was none."""
+
+
+def all_methods() -> list[Method]:
+    """One of each, the preferred first."""
+    return sorted((cls() for cls in Method.registry.values()), key=lambda method: method.preference)
+
+
+def method(name: str) -> Method:
+    """The method of that name; ``KeyError`` when there is none."""
+    return Method.registry[name]()
+
+
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_module.name}")

@@ -1,0 +1,473 @@
+"""Facts in, a plan out. No input and no output, so that ``plan`` cannot change anything.
+
+Every check here is of something that fails later in the transfer when it is not looked at now; it
+comes with the figures that were measured. A refusal means that ``run`` will not start.
+"""
+
+import re
+import string
+from collections.abc import Iterable, Sequence
+
+from volferry.methods import Method, all_methods
+from volferry.model import (
+    GIB,
+    Check,
+    CloudFacts,
+    GuestFacts,
+    Holder,
+    MethodChoice,
+    Plan,
+    Promise,
+    Quota,
+    Result,
+    Seed,
+    Unit,
+    Volume,
+    Wanted,
+)
+from volferry.steps import SEQUENCE
+from volferry.steps.step import Undo
+
+MAX_DISKS = 25
+"""Disks of a server on virtio: 26 names ``vda``-``vdz``, less the root disk (Nova's default)."""
+
+CSI_MARKS = ("csi.", "kubernetes.io/", "cinder.csi.openstack.org/", "csi.storage.k8s.io/")
+STATE_BYTES = 64 * 1024 * 1024
+"""What the agent's records and logs may need below ``/var/lib``."""
+
+ROOT_DEVICES = re.compile(r"^/dev/(vd|sd|xvd|hd)a$")
+
+
+def plan(wanted: Wanted, cloud: CloudFacts, guest: GuestFacts | None) -> Plan:
+    """The plan for what the user wants, given all that cloud and guest said.
+
+    ``guest`` is None when the guest could not be asked; such a plan is refused elsewhere.
+    """
+    facts = guest or GuestFacts(family="unknown")
+    choices, method = choose(wanted, cloud, facts)
+    seed = _seed(wanted, cloud, facts, method)
+    target_type = wanted.type or cloud.source.type
+    size_gib = wanted.size_gib or cloud.source.size_gib
+    units = _units(wanted, facts)
+    peak = quota_peak(cloud.source, target_type, size_gib, seed)
+    checks = [
+        *_cloud_checks(wanted, cloud, target_type, seed),
+        *_quota_checks(cloud, peak),
+        _method_check(wanted, choices, method),
+        *_guest_checks(cloud, facts, method, size_gib),
+        *_unit_checks(wanted, facts, units),
+    ]
+    draft = Plan(
+        wanted=wanted,
+        cloud=cloud,
+        guest=facts,
+        method=method.name if method else "",
+        methods=tuple(choices),
+        target_name=wanted.name or cloud.source.name or f"volferry-{cloud.source.id[:8]}",
+        target_type=target_type,
+        target_size_gib=size_gib,
+        seed=seed,
+        units=units,
+        checks=tuple(checks),
+        quota_peak=peak,
+    )
+    prediction = method.predict(facts, units, ()) if method else None
+    return draft.model_copy(update={"prediction": prediction, "promises": tuple(_promises(draft))})
+
+
+def choose(
+    wanted: Wanted, cloud: CloudFacts, guest: GuestFacts
+) -> tuple[list[MethodChoice], Method | None]:
+    """Every method with why it declines; the wanted one, or the first that does not decline."""
+    choices, chosen = [], None
+    for method in all_methods():
+        reason = method.declines(wanted, cloud, guest)
+        choices.append(MethodChoice(name=method.name, declines=reason))
+        if not reason and chosen is None and wanted.method in ("", method.name):
+            chosen = method
+    return choices, chosen
+
+
+def _seed(wanted: Wanted, cloud: CloudFacts, guest: GuestFacts, method: Method | None) -> Seed:
+    if wanted.seed is not Seed.AUTO:
+        return wanted.seed
+    smaller = (wanted.size_gib or cloud.source.size_gib) < cloud.source.size_gib
+    if smaller or (method and method.needs_blank(guest)):
+        return Seed.BLANK
+    return Seed.SNAPSHOT
+
+
+def quota_peak(source: Volume, type_: str, size_gib: int, seed: Seed) -> dict[str, int]:
+    """What a transfer adds at its peak, by Cinder's quota keys.
+
+    A snapshot counts one snapshot *and* its GiB unless the cloud sets ``no_snapshot_gb_quota``,
+    which a member cannot see. A target that is retyped counts for its old type until it has moved.
+    """
+    peak = {"volumes": 1, "gigabytes": size_gib}
+    for name in {type_, source.type if seed is Seed.SNAPSHOT else type_}:
+        peak[f"volumes_{name}"] = 1
+        peak[f"gigabytes_{name}"] = size_gib
+    if seed is Seed.SNAPSHOT:
+        peak["snapshots"] = peak[f"snapshots_{source.type}"] = 1
+        peak["gigabytes"] += source.size_gib
+        peak[f"gigabytes_{source.type}"] += source.size_gib
+    return peak
+
+
+def _check(name: str, problem: str, fine: str, hint: str = "", *, warn: bool = False) -> Check:
+    """A check that is fine when there is no problem."""
+    if not problem:
+        return Check(name=name, result=Result.OK, found=fine)
+    result = Result.WARNING if warn else Result.REFUSAL
+    return Check(name=name, result=result, found=problem, hint=hint)
+
+
+# ---- the cloud -----------------------------------------------------------------------------------
+
+
+def _cloud_checks(
+    wanted: Wanted, cloud: CloudFacts, target_type: str, seed: Seed
+) -> Iterable[Check]:
+    server, source = cloud.server, cloud.source
+    yield Check(
+        name="cloud",
+        result=Result.OK,
+        found=f"{cloud.cloud or 'OS_* variables'}, region {cloud.region or '(default)'}, block "
+        f"storage {cloud.block_storage_version}, compute {cloud.compute_version}",
+    )
+    yield _check(
+        "server state",
+        "" if server.status == "ACTIVE" else f"status {server.status}, wanted ACTIVE",
+        f"{server.name} is ACTIVE",
+        f"openstack server start {server.id}",
+    )
+    busy = "locked" if server.locked else f"task {server.task_state}" if server.task_state else ""
+    yield _check(
+        "server free",
+        busy,
+        "unlocked, no task",
+        f"openstack server unlock {server.id}" if server.locked else "wait for the task to end",
+    )
+    here = [a for a in source.attachments if a.server_id == server.id]
+    yield _check("source attached", _not_here(source, server.id), f"in-use on {server.name}")
+    device = here[0].device if here else ""
+    is_root = bool(here) and (
+        device == server.root_device if server.root_device else bool(ROOT_DEVICES.match(device))
+    )
+    yield _check(
+        "not a boot volume",
+        f"{device} is the server's root disk" if is_root else "",
+        f"attached as {device or '(unknown)'}"
+        + (", bootable flag set but not the root disk" if source.bootable else ""),
+        "a boot volume is retyped offline: openstack volume set --type … on a stopped server",
+    )
+    yield _check("source kind", _special(source), "not multi-attach, in no group, not migrating")
+    yield _check(
+        "source read-write",
+        "the volume is attached read-only" if source.read_only else "",
+        "attached read-write",
+        "nothing writes to it: copy it at leisure",
+    )
+    yield from _type_checks(wanted, cloud, target_type, seed)
+    slots = len({v.volume_id for v in cloud.server_volumes})
+    yield _check(
+        "attach slot",
+        f"{slots} volumes are attached, {MAX_DISKS} fit" if slots >= MAX_DISKS else "",
+        f"{slots} of {MAX_DISKS} used",
+        "detach a volume that is not needed",
+    )
+    differ = (
+        source.availability_zone
+        and server.availability_zone
+        and source.availability_zone != server.availability_zone
+    )
+    yield _check(
+        "availability zone",
+        f"volume in '{source.availability_zone}', server in '{server.availability_zone}'"
+        if differ
+        else "",
+        f"the target is made in '{source.availability_zone or 'the default'}', as the source",
+        "the source could be attached across zones, so the target should be as well",
+        warn=True,
+    )
+
+
+def _not_here(source: Volume, server_id: str) -> str:
+    others = [a.server_id for a in source.attachments if a.server_id != server_id]
+    if source.status != "in-use":
+        return f"volume {source.id} has status '{source.status}', wanted 'in-use'"
+    if others and not any(a.server_id == server_id for a in source.attachments):
+        return f"volume {source.id} is attached to server {', '.join(others)}, not to this one"
+    if not source.attachments:
+        return f"volume {source.id} is attached to no server"
+    return ""
+
+
+def _special(source: Volume) -> str:
+    if source.multiattach or len(source.attachments) > 1:
+        return f"multi-attach volume with {len(source.attachments)} attachments: who else writes?"
+    if source.group_id:
+        return f"it belongs to group {source.group_id}, whose snapshots are taken together"
+    if source.migration_status and source.migration_status not in ("success", "error", "none"):
+        return f"it is being migrated ({source.migration_status})"
+    marks = sorted(k for k in source.metadata if k.startswith(CSI_MARKS))
+    if marks:
+        return f"Kubernetes owns it ({marks[0]}): its CSI driver would not know the target"
+    return ""
+
+
+def _type_checks(
+    wanted: Wanted, cloud: CloudFacts, target_type: str, seed: Seed
+) -> Iterable[Check]:
+    source = cloud.source
+    known = sorted(t.name for t in cloud.types)
+    matched = any(target_type in (t.name, t.id) for t in cloud.types)
+    yield _check(
+        "target type",
+        "" if matched else f"there is no volume type '{target_type}'",
+        target_type,
+        f"types of this project: {', '.join(known)}",
+    )
+    if target_type == source.type:
+        way = f"same type as the source; seeded: {seed.value}"
+    elif seed is Seed.BLANK:
+        way = "a blank volume of that type"
+    else:
+        way = "from the snapshot when its back end serves the type, else by a retype (on-demand)"
+    problem = ""
+    if seed is Seed.SNAPSHOT and (wanted.size_gib or source.size_gib) < source.size_gib:
+        problem = f"{wanted.size_gib} GiB is less than the snapshot's {source.size_gib} GiB"
+    yield _check("seed", problem, way, "--seed blank")
+    if source.encrypted and target_type != source.type and seed is Seed.SNAPSHOT:
+        yield _check(
+            "encryption",
+            "the source is encrypted: a retype cannot change that",
+            "",
+            "--seed blank when the target's type is not encrypted the same way",
+            warn=True,
+        )
+
+
+def _quota_checks(cloud: CloudFacts, peak: dict[str, int]) -> Iterable[Check]:
+    quota = cloud.quota
+    if quota is None:
+        yield _check(
+            "quota",
+            f"cannot be read ({cloud.quota_error or 'no answer'}); at the peak: {_sum(peak)}",
+            "",
+            "ask whoever runs the cloud",
+            warn=True,
+        )
+        return
+    short = [_short(quota, key, more) for key, more in sorted(peak.items())]
+    size = quota.limits.get("per_volume_gigabytes", -1)
+    if 0 <= size < peak["gigabytes"] and peak["gigabytes"] and size < peak["gigabytes"] // 2:
+        short.append(f"per_volume_gigabytes: limit {size}")
+    problem = "; ".join(part for part in short if part)
+    yield _check(
+        "quota",
+        problem,
+        f"at the peak: {_sum(peak)}",
+        "free some, ask for more, or --seed blank, which needs no snapshot",
+    )
+
+
+def _short(quota: Quota, key: str, more: int) -> str:
+    limit, used = quota.limits.get(key, -1), quota.used.get(key, 0)
+    if limit < 0 or used + more <= limit:
+        return ""
+    return f"{key}: {used} used of {limit}, {more} more needed"
+
+
+def _sum(peak: dict[str, int]) -> str:
+    plain = {k: v for k, v in peak.items() if "_" not in k}
+    return ", ".join(f"+{v} {k}" for k, v in sorted(plain.items()))
+
+
+# ---- the guest -----------------------------------------------------------------------------------
+
+
+def _guest_checks(
+    cloud: CloudFacts, guest: GuestFacts, method: Method | None, size_gib: int
+) -> Iterable[Check]:
+    other = guest.dmi_uuid and guest.dmi_uuid.lower() != cloud.server.id.lower()
+    yield _check(
+        "guest",
+        f"the guest says it is {guest.dmi_uuid}, the server is {cloud.server.id}" if other else "",
+        f"{guest.os_name}, kernel {guest.kernel}"
+        + ("" if guest.dmi_uuid else " (its SMBIOS uuid cannot be read)"),
+        "--ssh user@host reaches another machine: check it",
+    )
+    yield _check(
+        "root",
+        "" if guest.root else "no root rights in the guest",
+        "root by sudo -n, or root itself",
+        "allow the ssh user 'sudo -n' without a password, or log in as root",
+    )
+    disk = guest.source_disk
+    yield _check(
+        "source disk",
+        "" if disk else f"no disk of the guest carries the id {cloud.source.id}",
+        f"{disk.path}, {disk.size_bytes} bytes, serial {disk.serial}" if disk else "",
+    )
+    names = [fs for fs in guest.filesystems if fs.mounts]
+    yield Check(
+        name="mounts",
+        result=Result.OK if names else Result.REFUSAL,
+        found="; ".join(
+            f"{fs.device} {fs.fstype} on {', '.join(m.target for m in fs.mounts)}" for fs in names
+        )
+        or "nothing on the source is mounted",
+    )
+    if method:
+        missing = method.missing_tools(guest)
+        yield _check(
+            "tools",
+            "missing: " + ", ".join(f"{t.name} (package {t.package})" for t in missing)
+            if missing
+            else "",
+            ", ".join(f"{t.name} {t.version}".strip() for t in method.tools(guest)),
+            "install them in the guest; volferry installs nothing",
+        )
+    used = sum(fs.used_bytes for fs in names)
+    free = size_gib * GIB - used
+    yield _check(
+        "space",
+        f"{used} bytes are used, the target has {size_gib * GIB}" if free < used // 20 else "",
+        f"{used / GIB:.2f} GiB used, target {size_gib} GiB",
+        "--size with more",
+    )
+    yield _check(
+        "inodes",
+        "",
+        f"{sum(fs.inodes_used for fs in names)} inodes used; the target gets at least as many",
+    )
+    short = guest.free_bytes < STATE_BYTES
+    yield _check(
+        "guest's own space",
+        f"{guest.free_bytes} bytes free below /var/lib, {STATE_BYTES} needed" if short else "",
+        f"{guest.free_bytes / GIB:.1f} GiB free below /var/lib",
+    )
+    yield from _mount_checks(guest)
+    yield _check(
+        "supervisor",
+        ""
+        if guest.systemd
+        else "no systemd: a supervising process of our own does not survive "
+        "a reboot in the middle of the cutover",
+        f"systemd {guest.systemd}",
+        "after such a reboot the source is mounted as before; start the service by hand",
+        warn=True,
+    )
+
+
+def _method_check(wanted: Wanted, choices: Sequence[MethodChoice], method: Method | None) -> Check:
+    reasons = "; ".join(f"{c.name}: {c.declines}" for c in choices if c.declines)
+    if method:
+        return Check(name="method", result=Result.OK, found=method.name)
+    if wanted.method and wanted.method not in {c.name for c in choices}:
+        reasons = f"there is no method '{wanted.method}', only {', '.join(c.name for c in choices)}"
+    return Check(name="method", result=Result.REFUSAL, found=f"no method fits: {reasons}")
+
+
+def _mount_checks(guest: GuestFacts) -> Iterable[Check]:
+    nested = ", ".join(guest.nested_mounts)
+    yield _check(
+        "nested mounts",
+        f"mounted inside: {nested}" if nested else "",
+        "none",
+        "unmount them first, or move them out of the mount",
+    )
+    entries = [(m.target, m.fstab_line, m.by.value) for fs in guest.filesystems for m in fs.mounts]
+    by_hand = [target for target, _, by in entries if by == "hand"]
+    yield _check(
+        "fstab",
+        f"mounted by hand, not at boot: {', '.join(by_hand)}" if by_hand else "",
+        ", ".join(f"{t} (fstab line {n})" if n else f"{t} ({by})" for t, n, by in entries)
+        or "no mounts",
+        "after a reboot it is not mounted, as before",
+        warn=True,
+    )
+
+
+# ---- units ---------------------------------------------------------------------------------------
+
+
+def _units(wanted: Wanted, guest: GuestFacts) -> tuple[Unit, ...]:
+    """The units to stop, in the order given; ``auto`` takes all that were found."""
+    found = {unit.name: unit for unit in guest.units}
+    if wanted.units == ("auto",):
+        held = {h.unit for h in guest.holders if h.unit and h.stoppable}
+        return tuple(unit for name, unit in found.items() if name in held)
+    return tuple(
+        found.get(full, Unit(name=full, active=False)) for full in map(_full_name, wanted.units)
+    )
+
+
+def _full_name(name: str) -> str:
+    suffixes = (".service", ".socket", ".timer", ".target", ".scope", ".slice", ".path", ".mount")
+    return name if name.endswith(suffixes) else f"{name}.service"
+
+
+def _unit_checks(wanted: Wanted, guest: GuestFacts, units: tuple[Unit, ...]) -> Iterable[Check]:
+    known = {unit.name for unit in guest.units}
+    unknown = [unit.name for unit in units if unit.name not in known]
+    if unknown:
+        yield _check(
+            "unit names",
+            f"the guest knows no unit {', '.join(unknown)}",
+            "",
+            "see 'systemctl list-units' in the guest",
+        )
+    stopped = {unit.name for unit in units}
+    left = [h for h in guest.holders if not (h.stoppable and h.unit in stopped)]
+    suggestions = sorted({h.unit for h in guest.holders if h.unit and h.stoppable})
+    yield _check(
+        "holders",
+        "not stopped by what you named: " + ", ".join(_describe(h) for h in left) if left else "",
+        ", ".join(sorted({_describe(h) for h in guest.holders})) or "nobody uses the mount",
+        (" ".join(f"--unit {unit}" for unit in suggestions) or "--stop CMD --start CMD")
+        + (", or --units auto" if suggestions else ""),
+        # Whether a --stop command ends a process cannot be known before it is run.
+        warn=bool(wanted.stop) and all(h.kind == "process" for h in left),
+    )
+
+
+def _describe(holder: Holder) -> str:
+    where = holder.unit or (f"container {holder.container}" if holder.container else "")
+    who = f"{holder.name} (pid {holder.pid})" if holder.pid else f"{holder.kind} {holder.name}"
+    return f"{who} of {where}" if where else who
+
+
+# ---- promises ------------------------------------------------------------------------------------
+
+
+class _Partly(string.Formatter):
+    """Fills in what is known; the rest is an ellipsis until the step has measured it."""
+
+    def get_value(self, key: int | str, args: Sequence[object], kwargs: object) -> object:
+        known = kwargs if isinstance(kwargs, dict) else {}
+        return known.get(key, "…")
+
+
+def fill(promise: str, facts: dict[str, object]) -> str:
+    """A promise with its figures; what is not known (yet) is ``…``."""
+    return _Partly().format(promise, **facts)
+
+
+def _promises(plan: Plan) -> Iterable[Promise]:
+    known: dict[str, object] = {
+        "size_gib": plan.target_size_gib,
+        "type": plan.target_type,
+        "now": plan.target_type,
+        "seed": plan.seed.value,
+    }
+    for step in SEQUENCE:
+        if step.applies(plan):
+            free = step.undo_costs is Undo.FREE
+            yield Promise(
+                phase=step.phase,
+                step=step.name,
+                text=fill(step.promise, known),
+                way_back="free" if free else step.undo_costs.value,
+            )
