@@ -82,6 +82,8 @@ class Server(Noun):
     """Where ssh may be reached, best first: floating, then fixed addresses."""
     root_device: str = ""
     """``root_device_name`` of the server, such as ``/dev/vda``; empty when the cloud hides it."""
+    boots_from_volume: bool | None = None
+    """False: its root disk is no volume at all. None when the cloud does not say."""
 
 
 class ServerVolume(Noun):
