@@ -10,6 +10,7 @@ Nothing here touches a cloud, a guest or a disk, and importing it is cheap.
 
 import asyncio
 import enum
+import string
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -29,6 +30,17 @@ class Undo(enum.Enum):
 
     FREE = "nothing is lost"
     CONSENT = "writes made since the cutover would be lost"
+
+
+class _Partly(string.Formatter):
+    def get_value(self, key: int | str, args: Sequence[object], kwargs: object) -> object:
+        known = kwargs if isinstance(kwargs, Mapping) else {}
+        return known.get(key, "…")
+
+
+def fill(promise: str, facts: Mapping[str, object]) -> str:
+    """A promise with its figures; what is not known (yet) is ``…``."""
+    return _Partly().vformat(promise, (), facts)
 
 
 class Held(Exception):
@@ -63,7 +75,7 @@ class Step(ABC):
     name: ClassVar[str]
     phase: ClassVar[Phase]
     promise: ClassVar[str]
-    """One sentence that is true once the step is done."""
+    """One sentence that is true once the step is done; ``{name}`` is a field of its receipt."""
     undo_costs: ClassVar[Undo] = Undo.FREE
 
     def applies(self, plan: Plan) -> bool:
