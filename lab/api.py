@@ -1,0 +1,239 @@
+"""The lab for Python: what tests and the demo use.
+
+    lab = Lab()
+    lab.up()
+    lab.ensure_server("web")                      # waits until it is reached by ssh
+    volume = lab.ensure_volume("data", size_gib=1)
+    lab.attach("web", volume)
+    lab.ssh("web", "lsblk", root=True)
+    lab.knobs.set("create_snapshot", fail=1)
+
+Clouds are opened by the caller: `openstack.connect(cloud="volferry-lab")` with
+OS_CLIENT_CONFIG_FILE set to `lab.clouds_yaml`.
+"""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import sys
+import time
+import urllib.parse
+from pathlib import Path
+from typing import Any
+
+from lab import catalog, control, guests
+from lab.cloud import Cloud, Refused, wait_for
+from lab.errors import LabError
+from lab.knobs import Knobs
+from lab.layout import Layout
+
+SSH_TIMEOUT_S = 180
+
+
+def _to_stderr(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+class Lab:
+    """One lab: the one in `root`, or the one that $VOLFERRY_LAB names."""
+
+    def __init__(self, root: Path | None = None) -> None:
+        self.layout = Layout(root.absolute()) if root else Layout.from_environment()
+        self.knobs = Knobs(self.layout.knobs)
+        self.member = Cloud.member(self.layout)
+        self.admin = Cloud.admin(self.layout)
+
+    @property
+    def clouds_yaml(self) -> Path:
+        """Has one cloud, `volferry-lab`: an ordinary member of the project `demo`."""
+        return self.layout.clouds_yaml
+
+    @property
+    def clouds_admin_yaml(self) -> Path:
+        """Has one cloud, `volferry-lab-admin`."""
+        return self.layout.clouds_admin_yaml
+
+    @property
+    def ssh_config(self) -> Path:
+        """Names each server; for `ssh -F`."""
+        return self.layout.ssh_config
+
+    def up(self) -> None:
+        """Bring the lab up if it is not. Raises LabError."""
+        control.up(self.layout, _to_stderr)
+
+    # --- servers
+    def ensure_server(
+        self, name: str, image: str = "debian-12", flavor: str = "m1.small"
+    ) -> str:
+        """Return the id of the server of that name, made if need be, reachable by ssh."""
+        server = self.find_server(name)
+        if server is None:
+            body = {
+                "name": name,
+                "imageRef": self._id("image", f"/v2/images?name={image}", "images", image),
+                "flavorRef": self._id("compute", "/flavors", "flavors", flavor),
+                "networks": "none",
+            }
+            server = self.member.post("compute", "/servers", {"server": body})["server"]
+        server_id = str(server["id"])
+        self.wait_for_server(server_id, "ACTIVE")
+        self.wait_for_ssh(server_id)
+        return server_id
+
+    def find_server(self, name: str) -> dict[str, Any] | None:
+        """Return the server of that name or id, or None."""
+        servers = self.member.get("compute", "/servers/detail")["servers"]
+        return next((one for one in servers if name in (one["name"], one["id"])), None)
+
+    def wait_for_server(self, name: str, status: str, timeout_s: float = 120) -> None:
+        """Wait until a server has the status. Raises LabError."""
+        wait_for(
+            f"server {name} was {status}",
+            lambda: (self.find_server(name) or {}).get("status"),
+            lambda seen: seen == status,
+            timeout_s,
+            f"read {self.layout.logs}/nova.log",
+        )
+
+    def wait_for_ssh(self, name: str, timeout_s: float = SSH_TIMEOUT_S) -> None:
+        """Wait until a command runs in the guest. Raises LabError."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            try:
+                tried = self.run(name, "true", timeout_s=30)
+            except subprocess.TimeoutExpired as late:
+                said = str(late)
+            else:
+                if tried.returncode == 0:
+                    return
+                said = tried.stderr.strip()
+            if time.monotonic() > deadline:
+                raise LabError(
+                    f"server {name} was not reached by ssh within {timeout_s:.0f} s: {said[-200:]}",
+                    "it may still be booting, or it hangs",
+                    f"read {self.layout.servers}/*/console.log",
+                )
+            time.sleep(0.5)
+
+    def delete_server(self, name: str) -> None:
+        """Delete a server and wait until it is gone; its volumes become available."""
+        server = self.find_server(name)
+        if server is None:
+            return
+        self.member.request("DELETE", "compute", f"/servers/{server['id']}")
+        wait_for(
+            f"server {name} was gone",
+            lambda: self.find_server(str(server["id"])),
+            lambda seen: seen is None,
+            60,
+            f"read {self.layout.logs}/nova.log",
+        )
+
+    def ssh(self, name: str, script: str, *, root: bool = False, timeout_s: float = 120) -> str:
+        """Run a script in a guest's `sh` and return its output. Raises CalledProcessError."""
+        done = self.run(name, script, root=root, timeout_s=timeout_s)
+        if done.returncode:
+            raise subprocess.CalledProcessError(
+                done.returncode, f"ssh {name}", done.stdout, done.stderr
+            )
+        return done.stdout
+
+    def run(
+        self, name: str, script: str, *, root: bool = False, timeout_s: float = 120
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a script in a guest's `sh`, as `debian` or as root, whatever it ends with."""
+        login = ["-l", "root"] if root else []
+        command = ["ssh", "-F", str(self.ssh_config), "-o", "BatchMode=yes", "-o"]
+        return subprocess.run(
+            [*command, "ConnectTimeout=10", *login, name, f"sh -c {shlex.quote(script)}"],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            check=False,
+        )
+
+    def qmp(self, name: str, command: str, **arguments: object) -> Any:
+        """Run a QMP command on a server's QEMU, behind Nova's back."""
+        server = self.find_server(name)
+        if server is None:
+            raise KeyError(name)
+        return guests.qmp(self.layout, str(server["id"]), command, **arguments)
+
+    # --- volumes
+    def ensure_volume(
+        self, name: str, size_gib: int = 1, volume_type: str = catalog.DEFAULT_TYPE
+    ) -> str:
+        """Return the id of the volume of that name, made if need be."""
+        volume = self.find_volume(name)
+        if volume is None:
+            body = {"name": name, "size": size_gib, "volume_type": volume_type}
+            volume = self.member.post("block-storage", "/volumes", {"volume": body})["volume"]
+        volume_id = str(volume["id"])
+        self.wait_for_volume(volume_id, "available", "in-use")
+        return volume_id
+
+    def find_volume(self, name: str) -> dict[str, Any] | None:
+        """Return the volume of that name or id, or None."""
+        volumes = self.member.get("block-storage", "/volumes/detail")["volumes"]
+        return next((one for one in volumes if name in (one["name"], one["id"])), None)
+
+    def wait_for_volume(self, volume_id: str, *statuses: str, timeout_s: float = 60) -> str:
+        """Wait until a volume has one of the statuses and return it. Raises LabError."""
+        seen: str = wait_for(
+            f"volume {volume_id} was {' or '.join(statuses)}",
+            lambda: (self.find_volume(volume_id) or {}).get("status"),
+            lambda status: status in statuses,
+            timeout_s,
+            f"read {self.layout.logs}/cinder.log and nova.log",
+        )
+        return seen
+
+    def attach(self, server: str, volume_id: str) -> None:
+        """Attach a volume and wait until it is in use."""
+        found = self.find_server(server)
+        if found is None:
+            raise KeyError(server)
+        self.member.post(
+            "compute",
+            f"/servers/{found['id']}/os-volume_attachments",
+            {"volumeAttachment": {"volumeId": volume_id}},
+        )
+        self.wait_for_volume(volume_id, "in-use")
+
+    def detach(self, server: str, volume_id: str) -> None:
+        """Detach a volume and wait until it is available."""
+        found = self.find_server(server)
+        if found is None:
+            raise KeyError(server)
+        path = f"/servers/{found['id']}/os-volume_attachments/{volume_id}"
+        self.member.request("DELETE", "compute", path)
+        self.wait_for_volume(volume_id, "available")
+
+    def delete_volume(self, volume_id: str) -> None:
+        """Delete a volume and wait until it is gone."""
+        try:
+            self.member.request("DELETE", "block-storage", f"/volumes/{volume_id}")
+        except Refused as refusal:
+            if refusal.code == 404:
+                return
+            raise
+        wait_for(
+            f"volume {volume_id} was gone",
+            lambda: self.find_volume(volume_id),
+            lambda seen: seen is None,
+            60,
+            f"read {self.layout.logs}/cinder.log",
+        )
+
+    def _id(self, service: str, path: str, key: str, name: str) -> str:
+        found = [one for one in self.member.get(service, path)[key] if one["name"] == name]
+        if not found:
+            raise LabError(
+                f"the lab has no '{name}' among its {key}",
+                "nothing was made",
+                f"`python3 -m lab openstack {urllib.parse.unquote(key)[:-1]} list`",
+            )
+        return str(found[0]["id"])

@@ -1,0 +1,74 @@
+"""The file system under the volumes: XFS with reflink in a sparse file, mounted over a loop device.
+
+With reflink a snapshot of a live volume takes milliseconds and is a point in time. Without it
+(`cp` on ext4) the copy runs while the guest writes, so the snapshot is torn: that is no basis for
+tests, but enough to look around, hence the fall-back.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+from lab.errors import LabError
+from lab.install import as_root, find_program, run_logged
+from lab.layout import Layout
+
+SIZE_GIB = 64
+
+
+def is_mounted(layout: Layout) -> bool:
+    """Say whether the volumes' file system is mounted."""
+    return os.path.ismount(layout.volumes)
+
+
+def is_ready(layout: Layout) -> bool:
+    """Say whether volumes have their place: mounted, or the plain folder of the fall-back."""
+    return is_mounted(layout) or (layout.volumes.exists() and not layout.volumes_image.exists())
+
+
+def describe(layout: Layout) -> str:
+    """Return what the volumes lie on, for a person."""
+    if is_mounted(layout):
+        free = os.statvfs(layout.volumes)
+        return f"XFS with reflink, {free.f_bavail * free.f_frsize >> 30} GiB free"
+    return "plain folder: snapshots of attached volumes are not a point in time"
+
+
+def mount(layout: Layout, say: Callable[[str], None]) -> None:
+    """Make and mount the volumes' file system, or warn and use a plain folder."""
+    layout.volumes.mkdir(exist_ok=True)
+    if is_mounted(layout):
+        return
+    log = layout.logs / "storage.log"
+    try:
+        if not layout.volumes_image.exists():
+            draft = layout.volumes_image.with_suffix(".part")
+            with draft.open("wb") as disk:
+                disk.truncate(SIZE_GIB << 30)
+            mkfs = find_program("mkfs.xfs") or "mkfs.xfs"
+            run_logged([mkfs, "-q", "-f", "-m", "reflink=1", draft], log, timeout_s=60)
+            draft.replace(layout.volumes_image)
+        # discard: a deleted volume gives its blocks back to the disk of the host.
+        options = "loop,discard,noatime"
+        run_logged(
+            as_root("mount", "-t", "xfs", "-o", options, layout.volumes_image, layout.volumes),
+            log,
+            timeout_s=60,
+        )
+        run_logged(as_root("chown", f"{os.getuid()}", layout.volumes), log, timeout_s=10)
+    except LabError as failure:
+        layout.volumes_image.unlink(missing_ok=True)
+        say(
+            f"warning: no XFS over a loop device here ({failure.happened})\n"
+            "  volumes go into a plain folder: a snapshot of an attached volume is a slow copy of"
+            " a live file and not a point in time\n"
+            f"hint: {failure.hint}; a container needs the right to mount"
+        )
+
+
+def unmount(layout: Layout) -> None:
+    """Unmount the volumes' file system; its file stays."""
+    if is_mounted(layout):
+        run_logged(as_root("umount", layout.volumes), layout.logs / "storage.log", timeout_s=60)
+
