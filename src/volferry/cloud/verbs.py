@@ -144,8 +144,8 @@ class CloudVerbs(Protocol):
 
     # ---- waiting -----------------------------------------------------------------------------
     # All wait with one poller: no state is kept between polls, so a resumed process just polls on.
-    # They raise ``Stop`` when ``deadline_s`` has passed (naming ``flag``), when the status says that
-    # it failed or that it went back, always with what the cloud itself gives as the reason.
+    # They raise ``Stop`` when ``deadline_s`` has passed (naming ``flag``), or when the status says
+    # that it failed or went back, with the reason that the cloud itself gives.
 
     async def wait_snapshot(
         self,

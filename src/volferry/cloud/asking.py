@@ -1,0 +1,234 @@
+"""One question to a service, asked until there is a final answer; and its refusal in our words.
+
+What is sent twice is only what can be sent twice. After a lost answer ``once`` looks again before
+it asks a second time.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Literal, Protocol, TypeAlias, TypeVar
+from urllib.parse import quote
+
+from volferry.cloud import nouns
+from volferry.cloud.retries import Answer, Patience, Unanswered, Unsent, judge, rate_limited
+from volferry.cloud.verbs import TypeNotReachable
+from volferry.errors import NotFound, Retry, Stop, VolferryError
+from volferry.model import Quota
+
+Service: TypeAlias = Literal["compute", "block-storage"]
+T = TypeVar("T")
+
+PAGE = 1000
+"""Objects per list request; ``osapi_max_limit`` and ``max_limit`` are 1000 by default."""
+
+
+class Wire(Protocol):
+    """What ``session.Session`` does; a test's stand-in does the same without a network."""
+
+    cloud: str
+    region: str
+    project_id: str
+
+    @property
+    def api_calls(self) -> int: ...
+
+    def version(self, service: Service) -> str: ...
+
+    def supports(self, service: Service, version: tuple[int, int]) -> bool: ...
+
+    def request(
+        self,
+        service: Service,
+        method: str,
+        path: str,
+        *,
+        params: Mapping[str, str] | None = None,
+        body: Mapping[str, Any] | None = None,
+    ) -> Answer: ...
+
+    def close(self) -> None: ...
+
+
+class Asking:
+    """The requests of one project, with one patience."""
+
+    def __init__(self, wire: Wire, patience: Patience) -> None:
+        self._wire = wire
+        self._patience = patience
+
+    async def get(
+        self, service: Service, path: str, key: str, params: Mapping[str, str] | None = None
+    ) -> Any:
+        answer = await self.send(service, "GET", path, params=params, what=f"read {path[1:]}")
+        return field(answer, key, service)
+
+    async def list(self, service: Service, path: str, key: str = "") -> list[dict[str, Any]]:
+        """All of them, page by page.
+
+        Never filtered by the service: an operator's resource_filters.json can switch a filter off,
+        and it is then ignored or refused, depending on the microversion.
+        """
+        key = key or path.split("/")[1]
+        every: list[dict[str, Any]] = []
+        while True:
+            params = {"limit": str(PAGE)}
+            if every:
+                params["marker"] = every[-1]["id"]
+            answer = await self.send(
+                service, "GET", path, params=params, what=f"list {path.split('/')[1]}"
+            )
+            page = field(answer, key, service)
+            every += page
+            links = answer.body.get(f"{key}_links", ())
+            if not page or not any(link.get("rel") == "next" for link in links):
+                return every
+
+    async def delete(
+        self, service: Service, path: str, *, find: Callable[[], Awaitable[bool | None]], what: str
+    ) -> None:
+        """Delete unless ``find`` says that it is gone or going: Cinder refuses a second time."""
+
+        async def post() -> bool:
+            try:
+                await self.send(service, "DELETE", path, what=what, repeatable=False)
+            except NotFound:
+                return True
+            return True
+
+        await self.once(find, post)
+
+    async def once(
+        self, find: Callable[[], Awaitable[T | None]], post: Callable[[], Awaitable[T]]
+    ) -> T:
+        """Make what ``find`` does not find, and look again before asking a second time."""
+        budget = self._patience.begin()
+        while True:
+            found = await find()
+            if found is not None:
+                return found
+            try:
+                made = await post()
+            except Unanswered as lost:
+                await budget.pause(lost)
+                continue
+            if budget.spent:
+                # The first request may have been slow instead of lost: then there are two now,
+                # and ``find`` says so.
+                await find()
+            return made
+
+    async def send(
+        self,
+        service: Service,
+        method: str,
+        path: str,
+        *,
+        what: str,
+        params: Mapping[str, str] | None = None,
+        body: Mapping[str, Any] | None = None,
+        repeatable: bool | None = None,
+    ) -> Answer:
+        """Ask until there is a final answer or patience ends.
+
+        What is not repeatable raises ``Unanswered`` as soon as it may have been carried out.
+        """
+        again = method in ("GET", "PUT") if repeatable is None else repeatable
+        budget = self._patience.begin()
+        while True:
+            wait_s = None
+            try:
+                answer = await asyncio.to_thread(
+                    self._wire.request, service, method, path, params=params, body=body
+                )
+            except Unsent as never:
+                problem: Retry = never
+            except Unanswered as lost:
+                if not again:
+                    raise
+                problem = lost
+            else:
+                verdict = judge(answer)
+                if verdict == "ok":
+                    return answer
+                if verdict == "final":
+                    raise await self._refused(service, what, answer)
+                problem, wait_s = _busy(service, what, answer, verdict), answer.retry_after_s
+                if isinstance(problem, Unanswered) and not again:
+                    raise problem
+            await budget.pause(problem, wait_s)
+
+    async def _refused(self, service: Service, what: str, answer: Answer) -> VolferryError:
+        """The error for an answer that will stay the same when asked again."""
+        told = f"cannot {what}: {answer.fault} (HTTP {answer.status})"
+        where = f"request {answer.request_id} to {service}" if answer.request_id else ""
+        if answer.status == 404:
+            return NotFound(told, data=where)
+        if "requested type is not compatible" in answer.fault:
+            return TypeNotReachable(
+                told,
+                data="nothing was created",
+                hint="create it with the snapshot's type and retype it, or use --seed blank",
+            )
+        if _over_quota(answer):
+            quota, _ = await self.quota() if service == "block-storage" else (None, "")
+            return Stop(
+                told,
+                data=f"nothing was created{_figures(quota)}",
+                hint="delete what is no longer needed, or ask the cloud's operator for more quota",
+            )
+        if answer.status == 403:
+            return Stop(
+                told,
+                data=where,
+                hint="volferry needs the role 'member' in the project and no more",
+            )
+        return Stop(told, data=where)
+
+    async def quota(self) -> tuple[Quota | None, str]:
+        path = f"/os-quota-sets/{url_id(self._wire.project_id)}"
+        try:
+            raw = await self.get("block-storage", path, "quota_set", params={"usage": "true"})
+        except (Stop, NotFound) as refused:
+            return None, refused.what
+        return nouns.quota(raw), ""
+
+
+def field(answer: Answer, key: str, service: Service) -> Any:
+    """What the answer holds under ``key``; a proxy may have answered in the service's place."""
+    if isinstance(answer.body, dict) and key in answer.body:
+        return answer.body[key]
+    raise Retry(
+        f"{service} answered HTTP {answer.status} without '{key}'",
+        hint="something between here and the cloud answers in its place; try again later",
+    )
+
+
+def _busy(service: Service, what: str, answer: Answer, verdict: str) -> Retry:
+    kind = Unanswered if verdict == "unknown" else Retry
+    asked = (
+        f"; it asks to wait {answer.retry_after_s:g} s" if answer.retry_after_s is not None else ""
+    )
+    return kind(
+        f"{service} did not {what}: {answer.fault} (HTTP {answer.status}{asked})",
+        data="the request may have been carried out" if verdict == "unknown" else "",
+        hint="try again later",
+    )
+
+
+def _over_quota(answer: Answer) -> bool:
+    if answer.status == 413:
+        return not rate_limited(answer)
+    return answer.status == 403 and "quota" in answer.fault.lower()
+
+
+def _figures(quota: Quota | None) -> str:
+    """The quotas that are limited, fullest first."""
+    if quota is None:
+        return ""
+    limited = [(k, quota.used.get(k, 0), limit) for k, limit in quota.limits.items() if limit > 0]
+    limited.sort(key=lambda q: q[1] / q[2], reverse=True)
+    return "".join(f"\nquota {key}: {used} of {limit} used" for key, used, limit in limited[:6])
+
+
+def url_id(value: str) -> str:
+    return quote(value, safe="")
