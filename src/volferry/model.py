@@ -186,6 +186,8 @@ class Filesystem(Noun):
     fstype: str
     uuid: str
     label: str = ""
+    names: tuple[str, ...] = ()
+    """Every way in which fstab may name it: its paths, ``UUID=…``, ``LABEL=…``, ``PARTUUID=…``."""
     size_bytes: int = 0
     used_bytes: int = 0
     inodes_used: int = 0
@@ -366,6 +368,7 @@ class Plan(Noun):
     """What ``plan`` prints and saves, and what ``run`` carries out after checking it again."""
 
     version: Literal[1] = 1
+    made_at: float = 0.0
     wanted: Wanted
     cloud: CloudFacts
     guest: GuestFacts
@@ -413,6 +416,8 @@ class Pass(Noun):
     clock_offset: float = 0.0
     """The guest's wall clock minus its monotonic one: when it moves, the watermark is void."""
     boot_id: str = ""
+    kept_at: float = 0.0
+    """When its result was known here, by this machine's clock."""
 
 
 class Outcome(Noun):

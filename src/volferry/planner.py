@@ -5,9 +5,9 @@ comes with the figures that were measured. A refusal means that ``run`` will not
 """
 
 import re
-import string
 from collections.abc import Iterable, Sequence
 
+from volferry.errors import VolferryError
 from volferry.methods import Method, all_methods
 from volferry.model import (
     GIB,
@@ -15,6 +15,7 @@ from volferry.model import (
     CloudFacts,
     GuestFacts,
     Holder,
+    Json,
     MethodChoice,
     Plan,
     Promise,
@@ -26,7 +27,7 @@ from volferry.model import (
     Wanted,
 )
 from volferry.steps import SEQUENCE
-from volferry.steps.step import Undo
+from volferry.steps.step import Undo, fill
 
 MAX_DISKS = 25
 """Disks of a server on virtio: 26 names ``vda``-``vdz``, less the root disk (Nova's default)."""
@@ -38,10 +39,16 @@ STATE_BYTES = 64 * 1024 * 1024
 ROOT_DEVICES = re.compile(r"^/dev/(vd|sd|xvd|hd)a$")
 
 
-def plan(wanted: Wanted, cloud: CloudFacts, guest: GuestFacts | None) -> Plan:
+def plan(
+    wanted: Wanted,
+    cloud: CloudFacts,
+    guest: GuestFacts | None,
+    trouble: VolferryError | None = None,
+) -> Plan:
     """The plan for what the user wants, given all that cloud and guest said.
 
-    ``guest`` is None when the guest could not be asked; such a plan is refused elsewhere.
+    ``guest`` is None when the guest could not be asked, for the reason that ``trouble`` gives; that
+    is then the only check of the guest.
     """
     facts = guest or GuestFacts(family="unknown")
     choices, method = choose(wanted, cloud, facts)
@@ -53,9 +60,15 @@ def plan(wanted: Wanted, cloud: CloudFacts, guest: GuestFacts | None) -> Plan:
     checks = [
         *_cloud_checks(wanted, cloud, target_type, seed),
         *_quota_checks(cloud, peak),
-        _method_check(wanted, choices, method),
-        *_guest_checks(cloud, facts, method, size_gib),
-        *_unit_checks(wanted, facts, units),
+        *(
+            [
+                _method_check(wanted, choices, method),
+                *_guest_checks(cloud, guest, method, size_gib),
+                *_unit_checks(wanted, guest, units),
+            ]
+            if guest
+            else [_no_guest(trouble)]
+        ),
     ]
     draft = Plan(
         wanted=wanted,
@@ -284,6 +297,15 @@ def _sum(peak: dict[str, int]) -> str:
     return ", ".join(f"+{v} {k}" for k, v in sorted(plain.items()))
 
 
+def _no_guest(trouble: VolferryError | None) -> Check:
+    return Check(
+        name="guest",
+        result=Result.REFUSAL,
+        found=trouble.what if trouble else "the guest was not asked",
+        hint=trouble.hint if trouble else "",
+    )
+
+
 # ---- the guest -----------------------------------------------------------------------------------
 
 
@@ -442,21 +464,8 @@ def _describe(holder: Holder) -> str:
 # ---- promises ------------------------------------------------------------------------------------
 
 
-class _Partly(string.Formatter):
-    """Fills in what is known; the rest is an ellipsis until the step has measured it."""
-
-    def get_value(self, key: int | str, args: Sequence[object], kwargs: object) -> object:
-        known = kwargs if isinstance(kwargs, dict) else {}
-        return known.get(key, "…")
-
-
-def fill(promise: str, facts: dict[str, object]) -> str:
-    """A promise with its figures; what is not known (yet) is ``…``."""
-    return _Partly().format(promise, **facts)
-
-
 def _promises(plan: Plan) -> Iterable[Promise]:
-    known: dict[str, object] = {
+    known: Json = {
         "size_gib": plan.target_size_gib,
         "type": plan.target_type,
         "now": plan.target_type,

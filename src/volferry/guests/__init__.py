@@ -1,0 +1,1 @@
+"""Families of guests. Each file is its difference from the others; ``linux.py`` is the first."""

@@ -1,0 +1,461 @@
+"""A Linux guest: asks the agent in it, and says to it what is to be done.
+
+The decisions are here (which disk, which side, which lines of fstab); the agent carries them out,
+also when nobody listens any more. What the guest says is read by the pure functions of
+``linux_facts``.
+"""
+
+import base64
+import contextlib
+import hashlib
+import json
+import secrets
+import time
+from collections.abc import Sequence
+from importlib import resources
+from typing import Any, Protocol
+
+from volferry.channels import Channel
+from volferry.errors import Doubt, Refused, Retry, Stop, VolferryError
+from volferry.guests import fstab, linux_facts, mounts, quarantine
+from volferry.model import Disk, DiskRef, Filesystem, GuestFacts, Json, Plan, Progress, Receipt
+
+BASE = "/var/lib/volferry"
+FSTAB = "/etc/fstab"
+FACTS_S, VERB_S = 180.0, 90.0
+WALK_S = 3.0
+"""How long the plan's walk of the tree may take; it is extrapolated when it was cut short."""
+
+POLL_S = (1.0, 5.0)
+PATIENCE_S = 900.0
+"""How long a guest may stay unreachable while its job goes on without us."""
+
+_PYTHONS = ("python3", "/usr/libexec/platform-python", "/usr/bin/python3")
+_OLDEST_PYTHON = (3, 6)
+
+_KINDS: dict[str, type[VolferryError]] = {"refused": Refused, "doubt": Doubt}
+
+
+class Scene(Protocol):
+    """What of a transfer is needed to say to the guest what is to be done."""
+
+    plan: Plan
+    known: Any
+
+    async def progress(self, progress: Progress) -> None: ...
+    async def tell(self, kind: str, **facts: Any) -> None: ...
+    def check_stop(self) -> None: ...
+    async def sleep(self, seconds: float) -> None: ...
+
+
+def program() -> bytes:
+    """The agent's own text."""
+    return resources.files("volferry.agent").joinpath("agent.py").read_bytes()
+
+
+class LinuxGuest:
+    """``transfer_id`` is empty for a guest that is only asked for facts."""
+
+    def __init__(self, channel: Channel, transfer_id: str = "") -> None:
+        self._channel = channel
+        self._transfer = transfer_id
+        self._program = program()
+        self._python = ""
+
+    @property
+    def state_dir(self) -> str:
+        return f"{BASE}/{self._transfer}"
+
+    @property
+    def _installed(self) -> str:
+        digest = hashlib.sha256(self._program).hexdigest()[:12]
+        return f"{self.state_dir}/agent-{digest}.py"
+
+    # ---- speaking to the agent -------------------------------------------------------------------
+
+    async def probe(self) -> None:
+        """Find Python and root's rights. Raises ``Stop`` naming what is missing."""
+        ask = "import sys; print('%d.%d' % sys.version_info[:2])"
+        for python in _PYTHONS:
+            done = await self._channel.run([python, "-c", ask], timeout_s=30)
+            if done.code == 0:
+                break
+        else:
+            raise Stop(
+                f"{self._channel.where} has no Python 3",
+                data="nothing was changed",
+                hint="install python3 in the guest (its standard library is enough)",
+            )
+        version = tuple(int(part) for part in done.text.strip().split("."))
+        if version < _OLDEST_PYTHON:
+            raise Stop(
+                f"{self._channel.where} has Python {done.text.strip()}, 3.6 or later is needed",
+                data="nothing was changed",
+                hint="install python3 in the guest",
+            )
+        allowed = await self._channel.run(["true"], timeout_s=30, root=True)
+        if allowed.code != 0:
+            raise Stop(
+                f"{self._channel.where} allows no root: {allowed.complaint}",
+                data="nothing was changed",
+                hint="allow the ssh user 'sudo -n' without a password, or log in as root",
+            )
+        self._python = python
+
+    async def _ask(self, verb: str, request: Json, timeout_s: float = VERB_S) -> Json:
+        """One verb of the agent, by the copy that is installed or, failing that, over stdin."""
+        if not self._python:
+            await self.probe()
+        request = {"transfer": self._transfer, **request}
+        text = json.dumps(request)
+        if self._transfer and verb not in ("facts", "install"):
+            done = await self._channel.run(
+                [self._python, self._installed, verb],
+                stdin=text.encode(),
+                timeout_s=timeout_s,
+                root=True,
+            )
+            # Python's own complaint when there is no such file: not installed, or another version.
+            if not (done.code == 2 and b"can't open file" in done.err):
+                return _answer(verb, done.out, done.complaint)
+        done = await self._channel.run(
+            [self._python, "-", verb, text], stdin=self._program, timeout_s=timeout_s, root=True
+        )
+        return _answer(verb, done.out, done.complaint)
+
+    # ---- looking ---------------------------------------------------------------------------------
+
+    async def facts(
+        self, source: DiskRef, *, units: Sequence[str] = (), walk_s: float = WALK_S
+    ) -> GuestFacts:
+        """All that the plan needs to know; changes nothing and leaves nothing behind."""
+        await self.probe()
+        raw = await self._ask(
+            "facts",
+            {"refs": [source.model_dump()], "units": _unit_names(units), "walk_s": walk_s},
+            FACTS_S,
+        )
+        return linux_facts.read(raw, source)
+
+    async def find(self, ref: DiskRef) -> Disk | None:
+        """Where a volume's disk is now, or None; ``Doubt`` when it cannot be told for certain."""
+        [found] = (await self._ask("find", {"refs": [ref.model_dump()]}))["disks"]
+        if found["state"] == "absent":
+            return None
+        return Disk(
+            path=found["path"],
+            size_bytes=found["size_bytes"],
+            serial=found["serial"],
+            read_only=found["read_only"],
+            dev=found["dev"],
+        )
+
+    async def disks(self) -> Sequence[Disk]:
+        """Every disk that the guest shows."""
+        return linux_facts.disks(await self._ask("facts", {"refs": [], "walk_s": 0.0}, FACTS_S))
+
+    async def not_mounted_from(self, ref: DiskRef, planned: GuestFacts) -> str:
+        """What is wrong when the planned mount points do not show this disk; empty when they do."""
+        [found] = (await self._ask("find", {"refs": [ref.model_dump()]}))["disks"]
+        if found["state"] == "absent":
+            return f"volume {ref.volume_id} is not in the guest"
+        devices = {found["path"], *(part["path"] for part in found["partitions"])}
+        numbers = {found["dev"], *(part["dev"] for part in found["partitions"])}
+        table = await self._channel.run(["cat", "/proc/self/mountinfo"], timeout_s=30)
+        entries = mounts.parse(table.text)
+        for target in (m.target for fs in planned.filesystems for m in fs.mounts):
+            seen = [entry for entry in entries if entry.target == target]
+            if not seen:
+                return f"nothing is mounted on {target}"
+            # btrfs mounts have a device number of their own: the source's path tells.
+            if seen[-1].dev not in numbers and seen[-1].source not in devices:
+                return f"{target} shows {seen[-1].source}, not {found['path']}"
+        return ""
+
+    # ---- putting in and taking out ---------------------------------------------------------------
+
+    async def install(self, source: DiskRef) -> Receipt:
+        """Leave the agent in the guest and claim the source for this transfer.
+
+        Raises ``Refused`` when another transfer has claimed it.
+        """
+        return await self._ask(
+            "install",
+            {
+                "source": source.model_dump(),
+                "program_b64": base64.b64encode(self._program).decode("ascii"),
+            },
+        )
+
+    async def quarantine(self, volume_id: str) -> Receipt:
+        """Keep the disk of a volume out of use from the moment it will appear."""
+        path = quarantine.path(self._transfer)
+        await self._write(path, quarantine.rule(volume_id, self._transfer))
+        return {"rule": path, "serial": volume_id[:20]}
+
+    async def release(self) -> None:
+        """Remove the quarantine rule."""
+        await self._write(quarantine.path(self._transfer), None)
+
+    async def _write(self, path: str, content: str | None) -> None:
+        file = {"path": path, "content": content, "mode": 0o644}
+        await self._ask("apply", {"files": [file], "udev": True, "trigger": [], "systemd": False})
+
+    async def uninstall(self) -> Receipt:
+        """Remove all that we put into the guest; what is left is named."""
+        return await self._ask("uninstall", {"files": [quarantine.path(self._transfer)]})
+
+    # ---- what the jobs are told ------------------------------------------------------------------
+
+    def pair(self, scene: Scene) -> Json:
+        """Source and target disk."""
+        source, target = scene.plan.cloud.source, scene.known["attach"]
+        return {
+            "source": {"volume_id": source.id, "size_bytes": source.size_bytes},
+            "target": {"volume_id": target["volume_id"], "size_bytes": target["size_bytes"]},
+        }
+
+    def filesystems(self, scene: Scene) -> list[Json]:
+        """The filesystems that move, in the shape that every job of the agent takes."""
+        pair = self.pair(scene)
+        moving = _moving(scene.plan.guest)
+        return [
+            {
+                "source": {**pair["source"], "partition": fs.partition},
+                "target": {**pair["target"], "partition": fs.partition},
+                "fstype": fs.fstype,
+                "uuid": fs.uuid,
+                "label": fs.label,
+                "keep_uuid": keeps_identity(scene.plan.guest),
+                "mount": next((m.target for m in fs.mounts if m.root == "/"), fs.mounts[0].target),
+                "mounts": [
+                    {
+                        "target": m.target,
+                        "root": m.root,
+                        "options": m.options,
+                        "super_options": m.super_options,
+                        "by": m.by.value,
+                        "unit": m.unit,
+                        "propagation": m.propagation,
+                    }
+                    for m in fs.mounts
+                ],
+            }
+            for fs in moving
+        ]
+
+    async def sides(self, scene: Scene) -> Json:
+        """The files whose content says which volume is the live one, for both sides.
+
+        They are written in this order; the last one is the commit, and all before it are harmless
+        in between. Read fresh, so that an fstab that was edited meanwhile is not overwritten.
+        """
+        source = DiskRef(
+            volume_id=scene.plan.cloud.source.id, size_bytes=scene.plan.cloud.source.size_bytes
+        )
+        now = await self.facts(source, walk_s=0.0)
+        _unmoved(scene.plan.guest, now)
+        made = {fs["partition"]: fs["uuid"] for fs in scene.known["prepare"]["filesystems"]}
+        files, changes = sides(
+            now, self._transfer, source.volume_id, scene.known["attach"]["volume_id"], made
+        )
+        for change in changes:
+            await scene.tell("note", text=change)
+        return {"files": files}
+
+    # ---- jobs ------------------------------------------------------------------------------------
+
+    async def run_job(
+        self,
+        scene: Scene,
+        job: str,
+        key: str,
+        request: Json,
+        *,
+        deadline_s: float,
+        what: str,
+        uninterrupted: bool = False,
+    ) -> Json:
+        """Start a job in the guest and wait for its result.
+
+        One of the same ``job`` and ``key`` that runs already is waited for instead: it was begun
+        before a crash of this program. ``uninterrupted``: it is not ours to stop.
+
+        Raises ``Stop`` for what the job ended with, or at the deadline; ``Retry`` when the guest
+        lost it (a reboot in the middle of a pass).
+        """
+        status = await self._ask("status", {})
+        begun = status["state"] == "running" and status["job_id"].startswith(f"{job}-{key}-")
+        if not begun:
+            job_id = f"{job}-{key}-{secrets.token_hex(3)}"
+            order = {"job": job, "job_id": job_id, "request": request}
+            await self._ask("start", order)
+        return await self._wait(scene, job, deadline_s, what, uninterrupted)
+
+    async def _wait(
+        self, scene: Scene, job: str, deadline_s: float, what: str, uninterrupted: bool
+    ) -> Json:
+        ends = time.monotonic() + deadline_s
+        heard = time.monotonic()
+        pause = POLL_S[0]
+        while True:
+            try:
+                status = await self._ask("status", {})
+                heard = time.monotonic()
+            except Retry as lost:
+                if time.monotonic() - heard > PATIENCE_S:
+                    raise
+                await scene.tell("note", text=f"{lost.what}; {what} goes on in the guest")
+                status = {"state": "running", "progress": None}
+            if status["state"] != "running":
+                return _result(job, status)
+            if status["progress"]:
+                await scene.progress(_progress(status["progress"], what))
+            if time.monotonic() > ends:
+                if not uninterrupted:
+                    await self.stop_job()
+                raise Stop(
+                    f"{what} did not end within {deadline_s:.0f} s",
+                    data="the source is untouched; what was copied is kept",
+                    hint="a larger --sync-timeout, or volferry logs for what it was doing",
+                )
+            if not uninterrupted:
+                try:
+                    scene.check_stop()
+                except Stop:
+                    await self.stop_job()
+                    raise
+            await scene.sleep(pause)
+            pause = min(pause * 1.3, POLL_S[1])
+
+    async def result_of(self, scene: Scene, job: str, *, deadline_s: float) -> Json | None:
+        """The result of a job of this kind that was begun, awaiting its end; None if none was."""
+        try:
+            status = await self._ask("status", {})
+        except Stop:
+            return None
+        if status["job"] != job:
+            return None
+        if status["state"] == "running":
+            return await self._wait(scene, job, deadline_s, job, True)
+        return status["result"]  # type: ignore[no-any-return]
+
+    async def stop_job(self) -> None:
+        """End a job that runs, unless it is past the point where only it can end itself."""
+        with contextlib.suppress(Refused):
+            await self._ask("stop", {})
+
+
+def keeps_identity(facts: GuestFacts) -> bool:
+    """Whether the target may carry the source's UUIDs. Two btrfs with one fsid are dangerous."""
+    return all(fs.fstype != "btrfs" for fs in _moving(facts))
+
+
+def _moving(facts: GuestFacts) -> list[Filesystem]:
+    return [fs for fs in facts.filesystems if fs.mounts]
+
+
+def sides(
+    facts: GuestFacts,
+    transfer_id: str,
+    source_id: str,
+    target_id: str,
+    made: dict[int | None, str],
+) -> tuple[list[Json], list[str]]:
+    """The side files, and what changes in fstab in words. Pure.
+
+    With one identity on both disks the udev rule decides, and the commit is its replacement; an
+    fstab entry that names the disk (``/dev/vdb``) rather than the filesystem is put right before,
+    which is harmless while the rule still names the target. With two identities (``made`` differs)
+    the fstab decides, and the target is let out of quarantine before.
+    """
+    text, changes = facts.fstab, []
+    one_identity = all(made.get(fs.partition) == fs.uuid for fs in _moving(facts))
+    for fs in _moving(facts):
+        for entry in fstab.parse(facts.fstab):
+            if not fstab.names_device(entry.spec, fs.names):
+                continue
+            if one_identity and fstab.is_stable(entry.spec):
+                continue
+            spec = f"UUID={made[fs.partition]}"
+            text = fstab.with_spec(text, entry.line, spec)
+            changes.append(f"{FSTAB} line {entry.line}: {entry.spec} becomes {spec}")
+    table: Json = {"path": FSTAB, "source": facts.fstab, "target": text}
+    rule: Json = {
+        "path": quarantine.path(transfer_id),
+        "source": quarantine.rule(target_id, transfer_id),
+        "target": quarantine.rule(source_id, transfer_id) if one_identity else None,
+        "mode": 0o644,
+    }
+    if not changes:
+        return [rule], changes
+    return ([table, rule] if one_identity else [rule, table]), changes
+
+
+def _unmoved(planned: GuestFacts, now: GuestFacts) -> None:
+    def where(facts: GuestFacts) -> list[object]:
+        return [(fs.partition, fs.uuid, m.target) for fs in _moving(facts) for m in fs.mounts]
+
+    if where(planned) != where(now):
+        raise Doubt(
+            f"the mounts are no longer as planned: {where(planned)} became {where(now)}",
+            data="the source is untouched; the cutover was not begun",
+            hint="put the mounts back, or roll back and plan again",
+        )
+
+
+def _unit_names(units: Sequence[str]) -> list[str]:
+    return [unit for unit in units if unit != "auto"]
+
+
+def _answer(verb: str, out: bytes, complaint: str) -> Json:
+    """The agent's last line; its error as one of ours."""
+    lines = out.decode(errors="surrogateescape").strip().splitlines()
+    try:
+        said: Json = json.loads(lines[-1])
+        ok = said["ok"]
+    except (IndexError, KeyError, TypeError, json.JSONDecodeError):
+        raise Stop(
+            f"the agent's '{verb}' gave no answer: {complaint}",
+            data="what was done before stands",
+            hint="volferry … --debug shows what it said",
+        ) from None
+    if not ok:
+        raise _error(said["error"])
+    return said["result"]  # type: ignore[no-any-return]
+
+
+def _error(error: Json) -> VolferryError:
+    kind = _KINDS.get(error["kind"], Stop)
+    return kind(error["what"], data=error.get("data", ""), hint=error.get("hint", ""))
+
+
+def _result(job: str, status: Json) -> Json:
+    result: Json | None = status["result"]
+    if result is not None and (status["error"] is None or "outcome" in result):
+        return result
+    if status["error"] is not None:
+        raise _error(status["error"])
+    tail = "; ".join(status.get("log_tail") or [])[-300:]
+    raise Retry(
+        f"the guest lost the job '{job}' ({status['state']}): {tail or 'it says nothing of it'}",
+        data="the source is untouched; what was copied is kept",
+        hint="it is begun again",
+    )
+
+
+def _progress(said: Json, what: str) -> Progress:
+    """The agent's figures, with the time that is left when it can be told."""
+    done, total, rate = said.get("done_bytes"), said.get("total_bytes"), said.get("rate_bytes_s")
+    left = max(0, total - done) if done is not None and total else None
+    return Progress(
+        what=what,
+        done_bytes=done,
+        total_bytes=total,
+        done_files=said.get("done_files"),
+        total_files=said.get("total_files"),
+        rate_bytes_s=rate,
+        eta_s=left / rate if left is not None and rate else None,
+        elapsed_s=said.get("elapsed_s") or 0.0,
+        note=said.get("what") or "",
+    )

@@ -1,0 +1,288 @@
+"""What a Linux guest said, as nouns. Pure functions on the agent's raw facts.
+
+Tested with the output of real guests in ``tests/facts``; see the agent's ``verb_facts`` for the
+shape of ``raw``.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+
+from volferry.guests import fstab, mounts, systemd
+from volferry.model import (
+    Disk,
+    DiskRef,
+    Filesystem,
+    GuestFacts,
+    Holder,
+    Json,
+    Mount,
+    MountBy,
+    Tool,
+    Unit,
+)
+
+FSTAB_GENERATED = "/etc/fstab"
+
+# Packages by family of distributions; a name that is the same everywhere stands alone.
+_PACKAGES: dict[str, str | tuple[str, str, str]] = {
+    # tool: package, or (Debian and Ubuntu, Red Hat and Fedora, SUSE)
+    "rsync": "rsync",
+    "python3": "python3",
+    "unshare": "util-linux",
+    "blkid": "util-linux",
+    "blockdev": "util-linux",
+    "mount": ("mount", "util-linux", "util-linux"),
+    "umount": ("mount", "util-linux", "util-linux"),
+    "sfdisk": ("fdisk", "util-linux", "util-linux"),
+    "mkfs.ext2": "e2fsprogs",
+    "mkfs.ext3": "e2fsprogs",
+    "mkfs.ext4": "e2fsprogs",
+    "resize2fs": "e2fsprogs",
+    "mkfs.xfs": "xfsprogs",
+    "xfs_growfs": "xfsprogs",
+    "mkfs.btrfs": ("btrfs-progs", "btrfs-progs", "btrfsprogs"),
+    "btrfs": ("btrfs-progs", "btrfs-progs", "btrfsprogs"),
+}
+
+_CONTENT = {
+    "LVM2_member": "an LVM physical volume",
+    "crypto_LUKS": "LUKS encryption",
+    "linux_raid_member": "a member of an md array",
+    "swap": "swap space",
+    "zfs_member": "a member of a ZFS pool",
+    "bcache": "bcache",
+}
+
+
+def read(raw: Json, source: DiskRef) -> GuestFacts:
+    """All that the plan needs of the guest. ``source`` is the volume that is asked about."""
+    release = dict(_shell_assignments(raw.get("os_release") or ""))
+    table = mounts.parse(raw.get("mountinfo") or "")
+    known = disks(raw)
+    kname = raw["sources"].get(source.volume_id)
+    disk = next((d for d in known if kname and d.path == f"/dev/{kname}"), None)
+    filesystems, other = _content(raw, disk, table)
+    paths = [m.target for fs in filesystems for m in fs.mounts]
+    dump = (raw.get("sfdisk") or {}).get(disk.path if disk else "", "")
+    label = re.search(r"^label: (\w+)", dump, re.MULTILINE)
+    return GuestFacts(
+        family="linux",
+        os_name=release.get("PRETTY_NAME", ""),
+        kernel=raw["uname"]["release"],
+        hostname=raw.get("hostname") or "",
+        dmi_uuid=raw.get("dmi_uuid") or "",
+        root=raw["uid"] == 0,
+        python=raw.get("python") or "",
+        systemd=_version(raw.get("systemd_version") or ""),
+        source_disk=disk,
+        disks=tuple(known),
+        partition_table=label[1] if label else "",
+        partition_dump=dump,
+        filesystems=tuple(filesystems),
+        other_content=tuple(other),
+        nested_mounts=tuple(raw.get("nested_mounts") or ()),
+        subvolumes=sum(n or 0 for n in (raw.get("btrfs_subvolumes") or {}).values()),
+        holders=tuple(_holders(raw)),
+        units=tuple(_units(raw)),
+        tools=tuple(_tools(raw, release)),
+        walk_s=sum(_walk_s(raw, path) for path in dict.fromkeys(paths)),
+        fstab=raw.get("fstab") or "",
+        free_bytes=raw.get("var_free") or 0,
+    )
+
+
+def disks(raw: Json) -> list[Disk]:
+    """Every whole disk that the guest shows."""
+    return [
+        Disk(
+            path=disk["path"],
+            size_bytes=disk["size_bytes"],
+            serial=disk.get("serial") or disk.get("vpd_pg80") or disk.get("wwid") or "",
+            read_only=bool(disk.get("ro")),
+            dev=disk["dev"],
+        )
+        for disk in raw["sysblock"]
+    ]
+
+
+# ---- what lies on the source ---------------------------------------------------------------------
+
+
+def _content(
+    raw: Json, disk: Disk | None, table: list[mounts.Entry]
+) -> tuple[list[Filesystem], list[str]]:
+    """The mounted filesystems of the disk, and in words whatever else lies on it."""
+    if disk is None:
+        return [], []
+    shown = next(d for d in raw["sysblock"] if d["path"] == disk.path)
+    probes = raw.get("blkid") or {}
+    parts = [(p["number"], p["path"], p["dev"], p["size_bytes"]) for p in shown["partitions"]]
+    places = parts or [(None, disk.path, disk.dev, disk.size_bytes)]
+    filesystems, other = [], []
+    for number, path, dev, size_bytes in places:
+        probe = probes.get(path) or {}
+        mounted = [e for e in table if e.dev == dev or (e.fstype == "btrfs" and e.source == path)]
+        kind = probe.get("TYPE", "")
+        if not mounted:
+            other.append(_not_mounted(path, kind, bool(parts)))
+            continue
+        space = (raw.get("statvfs") or {}).get(mounted[0].target) or {}
+        names = _names(raw, path, disk, number, probe)
+        filesystems.append(
+            Filesystem(
+                device=path,
+                partition=number,
+                fstype=mounted[0].fstype,
+                uuid=probe.get("UUID", ""),
+                label=probe.get("LABEL", ""),
+                names=tuple(names),
+                size_bytes=size_bytes,
+                used_bytes=space.get("used_bytes", 0),
+                inodes_used=space.get("inodes_used", 0),
+                mounts=tuple(_mount(raw, entry, names, table) for entry in mounted),
+            )
+        )
+    return filesystems, [text for text in other if text]
+
+
+def _not_mounted(path: str, kind: str, is_partition: bool) -> str:
+    if kind in _CONTENT:
+        return f"{path} is {_CONTENT[kind]}"
+    if kind:
+        return f"{path} ({kind}) is not mounted"
+    # An extended partition, a BIOS boot partition or just nothing: it can't be told from here.
+    return f"{path} has no filesystem" if is_partition else f"{path} has no known content"
+
+
+def _names(
+    raw: Json, path: str, disk: Disk, number: int | None, probe: dict[str, str]
+) -> list[str]:
+    """Every way in which fstab may name a device."""
+    names = [path, *((raw.get("links") or {}).get(path) or ())]
+    for tag, key in (
+        ("UUID", "UUID"),
+        ("LABEL", "LABEL"),
+        ("PARTUUID", "PART_ENTRY_UUID"),
+        ("PARTLABEL", "PART_ENTRY_NAME"),
+    ):
+        if probe.get(key):
+            names.append(f"{tag}={probe[key]}")
+    for kind, key in (("uuid", "UUID"), ("label", "LABEL"), ("partuuid", "PART_ENTRY_UUID")):
+        if probe.get(key):
+            names.append(f"/dev/disk/by-{kind}/{probe[key]}")
+    if disk.serial:
+        part = f"-part{number}" if number is not None else ""
+        names.append(f"/dev/disk/by-id/virtio-{disk.serial}{part}")
+    return list(dict.fromkeys(names))
+
+
+def _mount(
+    raw: Json, entry: mounts.Entry, names: Sequence[str], table: list[mounts.Entry]
+) -> Mount:
+    show = next(
+        (m["show"] for m in raw.get("mount_units") or [] if m["target"] == entry.target), ""
+    )
+    properties = next(iter(systemd.show(show)), {})
+    line = next(
+        (
+            e.line
+            for e in fstab.parse(raw.get("fstab") or "")
+            if e.target == entry.target
+            and (fstab.names_device(e.spec, names) or "bind" in e.option_names)
+        ),
+        0,
+    )
+    covered = any(e.target == entry.target and e.fstype == "autofs" for e in table)
+    if covered or ".automount" in properties.get("TriggeredBy", ""):
+        by = MountBy.AUTOFS
+    elif properties.get("SourcePath") == FSTAB_GENERATED or (line and not properties):
+        by = MountBy.FSTAB
+    elif properties.get("FragmentPath"):
+        by = MountBy.UNIT
+    else:
+        by = MountBy.HAND
+    return Mount(
+        target=entry.target,
+        source=entry.source,
+        root=entry.root,
+        options=entry.options,
+        super_options=entry.super_options,
+        propagation=entry.propagation,
+        dev=entry.dev,
+        by=by,
+        unit=properties.get("Id", "") if by in (MountBy.FSTAB, MountBy.UNIT) else "",
+        fstab_line=line,
+    )
+
+
+def _walk_s(raw: Json, path: str) -> float:
+    """Seconds for the whole tree; a walk that was cut short is extrapolated by the inodes used."""
+    walk = (raw.get("walk") or {}).get(path)
+    if not walk:
+        return 0.0
+    seconds = float(walk["seconds"])
+    used = ((raw.get("statvfs") or {}).get(path) or {}).get("inodes_used") or 0
+    if walk["finished"] or not walk["entries"]:
+        return seconds
+    return seconds * max(1.0, float(used) / float(walk["entries"]))
+
+
+# ---- who uses it ---------------------------------------------------------------------------------
+
+
+def _holders(raw: Json) -> Iterator[Holder]:
+    for holder in raw.get("holders") or []:
+        place = systemd.membership(holder.get("cgroup") or "")
+        service = place.unit if place.unit.endswith(".service") else ""
+        where = place.session or (place.unit if not service else "")
+        name = holder.get("comm") or holder.get("path") or ""
+        yield Holder(
+            kind=holder["kind"],
+            name=f"{name} in {where}" if where else name,
+            pid=holder.get("pid") or 0,
+            unit=service,
+            container=place.container,
+            path=holder.get("path") or "",
+            stoppable=holder["kind"] == "process" and bool(service),
+        )
+
+
+def _units(raw: Json) -> Iterator[Unit]:
+    for properties in systemd.show(raw.get("units") or ""):
+        if properties.get("LoadState") not in ("not-found", "error", "bad-setting"):
+            yield systemd.unit(properties)
+
+
+# ---- tools ---------------------------------------------------------------------------------------
+
+
+def _tools(raw: Json, release: dict[str, str]) -> Iterator[Tool]:
+    found = raw.get("tools") or {}
+    family = " ".join((release.get("ID", ""), release.get("ID_LIKE", "")))
+    column = 1 if re.search(r"rhel|fedora|centos", family) else 2 if "suse" in family else 0
+    for name, package in _PACKAGES.items():
+        told = found.get(name) or {}
+        yield Tool(
+            name=name,
+            path=told.get("path", ""),
+            version=_dotted(told.get("version", "")),
+            package=package if isinstance(package, str) else package[column],
+        )
+
+
+def _dotted(line: str) -> str:
+    match = re.search(r"\d+(?:\.\d+)+", line)
+    return match[0] if match else ""
+
+
+def _version(line: str) -> int:
+    match = re.search(r"\d+", line)
+    return int(match[0]) if match else 0
+
+
+def _shell_assignments(text: str) -> Iterator[tuple[str, str]]:
+    """os-release(5): shell assignments, quoted with double or single quotes where needed."""
+    for line in text.splitlines():
+        key, equals, value = line.strip().partition("=")
+        if equals and not key.startswith("#"):
+            yield key, value.strip("\"'")

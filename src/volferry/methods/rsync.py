@@ -1,0 +1,274 @@
+"""Files, by rsync: passes while the service runs, a last one while it is stopped.
+
+Works for any filesystem that can be mounted beside its copy, and is the only way to another kind of
+filesystem or to a smaller volume. Its price is the walk: the final pass looks at every file, and a
+file that changed is read whole, so the downtime grows with the tree (see the mirror for one that
+does not).
+
+What is compared, and when: the first pass reads every file from both sides. Each later one compares
+what changed since the one before, by ctime, which no program can set back; the final pass compares
+the last of these with the source read-only. So after the cutover every file has been read from both
+sides since its last change.
+"""
+
+import time
+from collections.abc import Sequence
+from typing import ClassVar
+
+from volferry.methods import Method, Scene
+from volferry.model import (
+    CloudFacts,
+    Filesystem,
+    GuestFacts,
+    Json,
+    MountBy,
+    Outcome,
+    Pass,
+    Prediction,
+    Receipt,
+    Tool,
+    Unit,
+    Wanted,
+)
+
+FILESYSTEMS = ("ext4", "ext3", "ext2", "xfs", "btrfs")
+
+# Until it has been measured on this guest: seconds for a unit that systemd has not seen start or
+# stop since the boot, and for an unmount, a mount and the switch of the live side.
+ASSUMED_UNIT_S = 1.0
+ASSUMED_MOUNT_S = 0.5
+ASSUMED_COMMIT_S = 1.0
+
+GAIN = 0.8
+"""A pass that takes more than this part of the one before no longer gains anything."""
+
+FRESH_S = 5.0
+"""A pass that ended less than this ago need not be repeated before the cutover."""
+
+MIN_PASSES = 2
+"""The first compares everything, the second shows what one pass of changes costs."""
+
+
+class Rsync(Method):
+    preference: ClassVar[int] = 50
+
+    # ---- for the plan ----------------------------------------------------------------------------
+
+    def declines(self, wanted: Wanted, cloud: CloudFacts, guest: GuestFacts) -> str:
+        mounted = [fs for fs in guest.filesystems if fs.mounts]
+        if guest.family != "linux":
+            return "it is for Linux guests"
+        if guest.other_content:
+            return f"files are not all that the volume holds: {'; '.join(guest.other_content)}"
+        if not mounted:
+            return "no filesystem of the volume is mounted"
+        if guest.subvolumes:
+            return f"{guest.subvolumes} btrfs subvolumes, which rsync -x would skip"
+        return next(filter(None, map(_declines, mounted)), "")
+
+    def needs_blank(self, guest: GuestFacts) -> bool:
+        # Two devices with one btrfs fsid can switch the mounted path (kernel commit a9261d4125c9):
+        # a clone of a mounted btrfs must never be plugged into its guest.
+        return any(fs.fstype == "btrfs" for fs in guest.filesystems)
+
+    def tools(self, guest: GuestFacts) -> Sequence[Tool]:
+        names = ["rsync", "python3", "unshare", "mount", "umount", "blkid", "blockdev"]
+        for fs in guest.filesystems:
+            names.append(f"mkfs.{fs.fstype}")
+            names.append({"xfs": "xfs_growfs", "btrfs": "btrfs"}.get(fs.fstype, "resize2fs"))
+        if guest.partition_table:
+            names.append("sfdisk")
+        known = {tool.name: tool for tool in guest.tools}
+        return [known.get(name, Tool(name=name)) for name in dict.fromkeys(names)]
+
+    def predict(
+        self, guest: GuestFacts, units: Sequence[Unit], passes: Sequence[Pass]
+    ) -> Prediction:
+        mounts = sum(len(fs.mounts) for fs in guest.filesystems)
+        unmeasured = [u.name for u in units if u.stop_s is None or u.start_s is None]
+        parts = {
+            "stop": sum(ASSUMED_UNIT_S if u.stop_s is None else u.stop_s for u in units),
+            "unmount": ASSUMED_MOUNT_S * mounts,
+            "copy": guest.walk_s,
+            "compare": guest.walk_s,
+            "commit": ASSUMED_COMMIT_S,
+            "mount": ASSUMED_MOUNT_S * mounts,
+            "start": sum(ASSUMED_UNIT_S if u.start_s is None else u.start_s for u in units),
+        }
+        basis = "one measured walk of the tree"
+        if passes:
+            # The copy walks the whole tree however little changed, so the cheapest of the recent
+            # passes says what the walk costs and the last one what the service writes meanwhile.
+            parts["copy"], parts["compare"] = passes[-1].copy_s, passes[-1].compare_s
+            basis = f"pass {passes[-1].number}"
+        basis += ", the units' last stop and start"
+        if unmeasured:
+            basis += f" ({ASSUMED_UNIT_S:g} s assumed for {', '.join(unmeasured)})"
+        parts = {name: round(seconds, 3) for name, seconds in parts.items()}
+        return Prediction(total_s=round(sum(parts.values()), 3), parts=parts, basis=basis)
+
+    # ---- for the steps ---------------------------------------------------------------------------
+
+    async def prepare(self, scene: Scene) -> Receipt:
+        plan, guest = scene.plan, scene.guest
+        target = scene.known["attach"]["volume_id"]
+        result: Json = await guest.run_job(
+            scene,
+            "prepare",
+            target[:8],
+            {
+                "seed": plan.seed.value,
+                **guest.pair(scene),
+                "partition_dump": plan.guest.partition_dump,
+                "grow": plan.target_size_gib > plan.cloud.source.size_gib,
+                "filesystems": guest.filesystems(scene),
+            },
+            deadline_s=plan.wanted.timeouts.create_s,
+            what="preparing the target",
+        )
+        made = result["filesystems"]
+        summary = ", ".join(f"{fs['device']} {fs['fstype']} {fs['uuid']}" for fs in made)
+        return {"filesystems": made, "notes": result.get("notes", []), "summary": summary}
+
+    async def sync(self, scene: Scene) -> Receipt:
+        ends = time.monotonic() + scene.plan.wanted.timeouts.sync_s
+        while True:
+            await self._pass(scene, ends - time.monotonic())
+            prediction = await self._tell_prediction(scene)
+            passes = scene.passes()
+            fits = prediction.total_s <= scene.plan.wanted.max_downtime_s
+            if len(passes) >= MIN_PASSES and (fits or not _gains(passes)):
+                break
+            scene.check_stop()
+        return {
+            "passes": len(passes),
+            "watermark": passes[-1].watermark,
+            "files_compared": sum(p.files_compared for p in passes),
+            "bytes_compared": sum(p.bytes_compared for p in passes),
+            "predicted": prediction.model_dump(mode="json"),
+        }
+
+    async def catch_up(self, scene: Scene) -> Prediction:
+        passes = scene.passes()
+        age_s = time.time() - passes[-1].kept_at if passes else FRESH_S
+        if not 0 <= age_s < FRESH_S:
+            await self._pass(scene, scene.plan.wanted.timeouts.sync_s)
+            return await self._tell_prediction(scene)
+        return self._predict(scene)
+
+    def _predict(self, scene: Scene) -> Prediction:
+        return self.predict(scene.plan.guest, scene.plan.units, scene.passes())
+
+    async def _tell_prediction(self, scene: Scene) -> Prediction:
+        prediction = self._predict(scene)
+        await scene.tell("prediction", **prediction.model_dump(mode="json"))
+        return prediction
+
+    async def _pass(self, scene: Scene, deadline_s: float) -> None:
+        wanted, number = scene.plan.wanted, len(scene.passes()) + 1
+        result: Json = await scene.guest.run_job(
+            scene,
+            "pass",
+            str(number),
+            {
+                **self._content(scene),
+                "number": number,
+                "bwlimit_bytes_s": wanted.bwlimit_bytes_s,
+            },
+            deadline_s=deadline_s,
+            what=f"pass {number}",
+        )
+        await scene.passed(_as_pass(result))
+
+    def _content(self, scene: Scene) -> Json:
+        """What is copied, and what of it has been compared already."""
+        passes = scene.passes()
+        last = passes[-1] if passes else None
+        return {
+            "method": self.name,
+            "filesystems": scene.guest.filesystems(scene),
+            "exclude": list(scene.plan.wanted.exclude),
+            "watermark": last.watermark if last else None,
+            "clock_offset": last.clock_offset if last else None,
+            "boot_id": last.boot_id if last else None,
+        }
+
+    def _switch(self, scene: Scene, sides: Json) -> Json:
+        """The request of a cutover and of the way back: the same machine in two directions."""
+        wanted = scene.plan.wanted
+        return {
+            **self._content(scene),
+            "units": [
+                {
+                    "name": unit.name,
+                    "stop_timeout_s": wanted.timeouts.cutover_s,
+                    "start_timeout_s": wanted.timeouts.cutover_s,
+                }
+                for unit in scene.plan.units
+            ],
+            "stop": list(wanted.stop),
+            "start": list(wanted.start),
+            "sides": sides,
+            "deadline_s": wanted.timeouts.cutover_s,
+            "settle_s": wanted.settle_s,
+            "max_downtime_s": wanted.max_downtime_s,
+        }
+
+    async def cutover(self, scene: Scene) -> Outcome:
+        timeouts = scene.plan.wanted.timeouts
+        sides = await scene.guest.sides(scene)
+        await scene.guest.run_job(
+            scene,
+            "cutover",
+            str(len(scene.passes())),
+            self._switch(scene, sides),
+            # The deadline is the guest's: it takes the cutover back by itself, which may take as
+            # long again. Here we only wait to hear of it.
+            deadline_s=3 * timeouts.cutover_s + scene.plan.wanted.settle_s + timeouts.attach_s,
+            what="cutover",
+            uninterrupted=True,
+        )
+        outcome = await self.outcome(scene)
+        assert outcome is not None
+        return outcome
+
+    async def cutback(self, scene: Scene) -> Outcome:
+        timeouts = scene.plan.wanted.timeouts
+        result: Json = await scene.guest.run_job(
+            scene,
+            "cutback",
+            "",
+            {},  # the guest has kept what the cutover was told
+            deadline_s=3 * timeouts.cutover_s,
+            what="going back to the source",
+            uninterrupted=True,
+        )
+        return Outcome.model_validate(result["outcome"])
+
+    async def outcome(self, scene: Scene) -> Outcome | None:
+        result: Json | None = await scene.guest.result_of(
+            scene, "cutover", deadline_s=3 * scene.plan.wanted.timeouts.cutover_s
+        )
+        return Outcome.model_validate(result["outcome"]) if result else None
+
+
+def _declines(fs: Filesystem) -> str:
+    if fs.fstype not in FILESYSTEMS:
+        return f"{fs.device} is {fs.fstype}; it knows {', '.join(FILESYSTEMS)}"
+    for mount in fs.mounts:
+        if mount.by is MountBy.AUTOFS:
+            return f"{mount.target} is mounted by autofs, which would mount it in between"
+        if mount.by is MountBy.UNIT and fs.fstype == "btrfs":
+            return f"{mount.unit} names the btrfs by its UUID; put it into fstab instead"
+    return ""
+
+
+def _as_pass(result: Json) -> Pass:
+    figures = {name: value for name, value in result.items() if name in Pass.model_fields}
+    return Pass.model_validate({**figures, "kept_at": time.time()})
+
+
+def _gains(passes: Sequence[Pass]) -> bool:
+    """Whether the last pass was clearly shorter than the one before."""
+    before, last = (p.copy_s + p.compare_s for p in passes[-2:])
+    return last < before * GAIN

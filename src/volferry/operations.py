@@ -1,0 +1,270 @@
+"""What a user can do, each as one coroutine: the command line and the public API are thin on this.
+
+Everything that a transfer needs is opened here (the cloud, the way into the guest, the engine) and
+closed again; nothing below knows how it was opened.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any, Protocol
+
+from volferry import planner
+from volferry.channels import Channel
+from volferry.channels import ssh as openssh
+from volferry.channels.local import Local
+from volferry.cloud import Cloud
+from volferry.engine import Engine
+from volferry.errors import Refused, Retry, Stop, Usage, VolferryError
+from volferry.guests.linux import LinuxGuest
+from volferry.methods import method
+from volferry.model import (
+    CloudFacts,
+    DiskRef,
+    Event,
+    GuestFacts,
+    Plan,
+    Progress,
+    Server,
+    State,
+    Transfer,
+    Wanted,
+)
+from volferry.steps import SEQUENCE
+from volferry.steps.step import Context
+from volferry.store import Store, new_id
+
+PLAN_KEEPS_S = 120.0
+"""A plan younger than this is carried out without being made again."""
+
+HANDOVER_S = 60.0
+"""How long a running transfer may take to its next safe point when it is to be taken back."""
+
+
+class Listener(Protocol):
+    """Who hears what happens while a transfer is carried."""
+
+    def on_event(self, event: Event) -> None: ...
+    def on_progress(self, progress: Progress) -> None: ...
+    def on_engine(self, engine: Engine) -> None:
+        """Called once before it starts: ``engine.request_stop()`` is for Ctrl-C."""
+
+
+def _quiet(text: str) -> None:
+    del text
+
+
+# ---- planning ------------------------------------------------------------------------------------
+
+
+async def plan(wanted: Wanted, *, notice: Callable[[str], None] = _quiet) -> Plan:
+    """Look everything up and check it; changes nothing.
+
+    Raises ``Usage`` for a name that does not exist or is not unique, ``Stop`` or ``Retry`` when the
+    cloud cannot be reached. A guest that cannot be reached is a refusal in the plan, beside what
+    the cloud said.
+    """
+    notice("asking the cloud")
+    cloud = await Cloud.connect(wanted.os_cloud, wanted.os_region)
+    try:
+        facts = await cloud.facts(wanted.server, wanted.volume)
+    finally:
+        await cloud.close()
+    notice("asking the guest")
+    guest, trouble = await _guest_facts(wanted, facts)
+    return planner.plan(wanted, facts, guest, trouble).model_copy(update={"made_at": time.time()})
+
+
+async def _guest_facts(
+    wanted: Wanted, facts: CloudFacts
+) -> tuple[GuestFacts | None, VolferryError | None]:
+    source = DiskRef(volume_id=facts.source.id, size_bytes=facts.source.size_bytes)
+    try:
+        async with await channel(wanted, facts.server) as way_in:
+            guest = LinuxGuest(way_in)
+            return await guest.facts(source, units=wanted.units), None
+    except (Stop, Retry) as error:
+        return None, error
+
+
+async def channel(wanted: Wanted, server: Server) -> Channel:
+    """The way into the server that the user named, or the one that is found. Not opened yet."""
+    access = wanted.access
+    if access.local:
+        return Local()
+    return await openssh.find(
+        server.name, server.addresses, wanted=access.ssh, config=access.ssh_config
+    )
+
+
+def recheck(old: Plan, new: Plan) -> None:
+    """Raise ``Refused`` when the world is no longer what a reviewed plan says of it."""
+
+    def figures(one: Plan) -> dict[str, object]:
+        return {
+            "server": one.cloud.server.id,
+            "source volume": one.cloud.source.id,
+            "source size in GiB": one.cloud.source.size_gib,
+            "source type": one.cloud.source.type,
+            "target type": one.target_type,
+            "target size in GiB": one.target_size_gib,
+            "method": one.method,
+            "seed": one.seed.value,
+            "filesystems": [(fs.partition, fs.fstype, fs.uuid) for fs in one.guest.filesystems],
+            "mounts": [m.target for fs in one.guest.filesystems for m in fs.mounts],
+            "units": [unit.name for unit in one.units],
+        }
+
+    before, now = figures(old), figures(new)
+    changed = [f"{name}: planned {before[name]}, now {now[name]}" for name in before if
+               before[name] != now[name]]  # fmt: skip
+    if changed:
+        raise Refused(
+            "the plan no longer fits: " + "; ".join(changed),
+            data="nothing was changed",
+            hint="make and review a new plan: volferry plan … --save FILE",
+        )
+    refuse(new)
+
+
+def refuse(one: Plan) -> None:
+    """Raise ``Refused`` when a plan has refusals, with every one of them."""
+    if one.refusals:
+        raise Refused(
+            f"{one.cloud.source.name or one.cloud.source.id} cannot be moved: "
+            + "; ".join(f"{check.name}: {check.found}" for check in one.refusals),
+            data="nothing was changed",
+            hint="\n".join(check.hint for check in one.refusals if check.hint)
+            or f"volferry plan {one.wanted.server} {one.wanted.volume}",
+        )
+
+
+# ---- carrying ------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def _surroundings(transfer: Transfer) -> AsyncIterator[Context]:
+    """Cloud, guest and method of a transfer, opened for one carrying of it."""
+    wanted, facts = transfer.plan.wanted, transfer.plan.cloud
+    async with AsyncExitStack() as opened:
+        cloud = await Cloud.connect(wanted.os_cloud, wanted.os_region)
+        opened.push_async_callback(cloud.close)
+        server = await cloud.server(facts.server.id)
+        way_in = await channel(wanted, server)
+        await opened.enter_async_context(way_in)
+        guest = LinuxGuest(way_in, transfer.id)
+        await guest.probe()
+        yield Context(
+            transfer.id,
+            transfer.plan,
+            cloud=cloud,
+            guest=guest,
+            method=method(transfer.plan.method),
+        )
+
+
+def _engine(store: Store, listen: Listener) -> Engine:
+    def hear(event: Event) -> None:
+        if event.kind == "progress":
+            listen.on_progress(Progress.model_validate(event.facts))
+        else:
+            listen.on_event(event)
+
+    engine = Engine(store, _surroundings, SEQUENCE)
+    engine.on_event(hear)
+    listen.on_engine(engine)
+    return engine
+
+
+async def run(one: Plan, store: Store, *, listen: Listener) -> Transfer:
+    """Carry out a plan, after checking it again when it is not fresh.
+
+    Raises ``Refused`` when it has refusals or no longer fits the world.
+    """
+    if time.time() - one.made_at > PLAN_KEEPS_S:
+        recheck(one, await plan(one.wanted))
+    refuse(one)
+    transfer = Transfer(
+        id=new_id(one.cloud.server.name),
+        state=State.RUNNING,
+        plan=one,
+        created_at=time.time(),
+    )
+    store.create(transfer)
+    return await _engine(store, listen).carry(transfer.id)
+
+
+async def resume(id: str, store: Store, *, listen: Listener) -> Transfer:
+    """Go on with a transfer that was stopped, killed or cut off."""
+    transfer = store.transfer(id)
+    _not_ended(transfer)
+    _not_running(store, transfer.id)
+    return await _engine(store, listen).carry(transfer.id)
+
+
+async def cutover(id: str, store: Store, *, now: bool, listen: Listener) -> Transfer | None:
+    """Open the gate of a transfer; ``now``: whatever is predicted.
+
+    None when another process carries it and has been asked; else it is carried here.
+    """
+    return await _ask(id, store, "cutover", {"now": now}, listen)
+
+
+async def finish(id: str, store: Store, *, listen: Listener) -> Transfer | None:
+    """Detach the source of a transfer that was held after its cutover, and end it."""
+    return await _ask(id, store, "finish", {}, listen)
+
+
+async def _ask(
+    id: str, store: Store, what: str, facts: dict[str, Any], listen: Listener
+) -> Transfer | None:
+    transfer = store.transfer(id)
+    _not_ended(transfer)
+    store.request(transfer.id, what, facts)
+    if store.running(transfer.id) is not None:
+        return None
+    return await _engine(store, listen).carry(transfer.id)
+
+
+async def rollback(
+    id: str, store: Store, *, accept_loss: bool, listen: Listener
+) -> Transfer | None:
+    """Remove exactly what was made; after the cutover, go back to the source.
+
+    Raises ``NeedsConsent`` when writes made since the cutover would be lost.
+    """
+    transfer = store.transfer(id)
+    _not_ended(transfer)
+    if store.running(transfer.id) is not None:
+        store.request(transfer.id, "stop", {})
+        ends = time.monotonic() + HANDOVER_S
+        while store.running(transfer.id) is not None:
+            if time.monotonic() >= ends:
+                raise Stop(
+                    f"process {store.running(transfer.id)} still carries '{transfer.id}' after "
+                    f"{HANDOVER_S:.0f} s",
+                    data="it was asked to stop at its next safe point; nothing else was changed",
+                    hint=f"wait for it, then repeat: volferry rollback {transfer.id}",
+                )
+            await asyncio.sleep(0.2)
+    return await _engine(store, listen).take_back(transfer.id, accept_loss=accept_loss)
+
+
+def _not_ended(transfer: Transfer) -> None:
+    if transfer.state in (State.DONE, State.ROLLED_BACK):
+        raise Usage(
+            f"transfer '{transfer.id}' has ended: {transfer.state.value}",
+            data="nothing was changed",
+            hint=f"volferry report {transfer.id}",
+        )
+
+
+def _not_running(store: Store, id: str) -> None:
+    pid = store.running(id)
+    if pid is not None:
+        raise Usage(
+            f"process {pid} carries '{id}' already",
+            data="nothing was changed",
+            hint=f"volferry watch {id}",
+        )
