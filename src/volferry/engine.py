@@ -33,7 +33,7 @@ import random
 import sqlite3
 import time
 import traceback
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
@@ -117,7 +117,7 @@ class Engine:
         Raises ``Refused`` while another process carries it, when it was rolled back, and when a
         rollback has begun: half undone steps cannot be built upon.
         """
-        with self.store.hold(id):
+        with self.store.hold(id), _alone(id):
             transfer = self.store.transfer(id)
             if transfer.state is State.DONE:
                 return transfer
@@ -152,7 +152,7 @@ class Engine:
         ``accept_loss`` was not said. One that was cut short is finished by saying it again, and
         until then the transfer does not go forward.
         """
-        with self.store.hold(id):
+        with self.store.hold(id), _alone(id):
             transfer = self.store.transfer(id)
             if transfer.state is State.ROLLED_BACK:
                 return transfer
@@ -352,7 +352,7 @@ class Engine:
             if request.what in what:
                 self.store.taken(request)
 
-    async def _tell(self, id: str, kind: str, **facts: Any) -> None:
+    async def _tell(self, id: str, kind: str, /, **facts: Any) -> None:
         step = self.store.transfer(id).step
         event = Event(at=time.time(), transfer=id, step=step, kind=kind, facts=facts)
         await _EngineLine(self, id).event(event)
@@ -464,6 +464,25 @@ class _Durable:
             await asyncio.gather(result, return_exceptions=True)
 
 
+_carried: list[str] = []
+
+
+@contextlib.contextmanager
+def _alone(id: str) -> Iterator[None]:
+    """DBOS is one per process, and so is what it is launched for."""
+    if _carried:
+        raise errors.Refused(
+            f"this process carries transfer '{_carried[0]}' already",
+            data="nothing was changed",
+            hint="carry each transfer in a process of its own",
+        )
+    _carried.append(id)
+    try:
+        yield
+    finally:
+        _carried.remove(id)
+
+
 @contextlib.asynccontextmanager
 async def _launched(directory: Path, work: _Work) -> AsyncIterator[_Durable]:
     """Launch DBOS on the file of one transfer, and leave nothing of it behind in this process."""
@@ -503,6 +522,8 @@ async def _launched(directory: Path, work: _Work) -> AsyncIterator[_Durable]:
                 "serializer": _serializer(),
                 "log_level": "CRITICAL",
                 "enable_otlp": False,
+                # Nothing of ours waits for DBOS's notifications, but its end waits for this one.
+                "notification_listener_polling_interval_sec": 0.1,
             }
         )
         # None: a transfer may be killed as often as it likes and is still recovered.
@@ -516,6 +537,7 @@ async def _launched(directory: Path, work: _Work) -> AsyncIterator[_Durable]:
         # It made its own thread pool the loop's, and takes it along when it goes.
         loop.set_default_executor(ThreadPoolExecutor(thread_name_prefix="volferry"))
         await asyncio.to_thread(DBOS.destroy, destroy_registry=True)
+        await asyncio.gather(*work.tasks, return_exceptions=True)
 
 
 def _serializer() -> Any:

@@ -35,7 +35,7 @@ SCHEMA = 1
 
 ENDED = (State.DONE, State.ROLLED_BACK)
 
-_ALPHABET = "abcdefghjkmnpqrstuvwxyz234567890"  # base32 without i and l, which read like 1
+_ALPHABET = "abcdefghjkmnpqrstuvwxyz234567890"  # 32 of them, without 1 and what reads like it
 _ID_LENGTH = 40
 _LOCK_TRIES, _LOCK_PAUSE_S = 10, 0.02
 
@@ -329,7 +329,8 @@ class Store:
     def directory(self, id: str) -> Path:
         """Where files of one transfer lie: its lock, the engine's database, logs."""
         path = self.root / "transfers" / id
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for folder in (path.parent, path):
+            folder.mkdir(mode=0o700, exist_ok=True)
         return path
 
     def running(self, id: str) -> int | None:

@@ -183,7 +183,7 @@ class Context:
         """Name of the step that is being carried."""
         self.line: Line = line if line is not None else Unheard()
 
-    async def tell(self, kind: str, **facts: Any) -> None:
+    async def tell(self, kind: str, /, **facts: Any) -> None:
         """Tell an event: it is on disk, and every listener has heard it, when this returns."""
         await self.line.event(self._event(kind, facts))
 
