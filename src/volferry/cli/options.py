@@ -1,0 +1,278 @@
+"""The options that several verbs share, and the user's words as ``Wanted``."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+from click.shell_completion import CompletionItem
+
+from volferry import errors
+from volferry.cli.help import grouped
+from volferry.cli.settings import Settings
+from volferry.cli.values import Duration, Gate, Rate
+
+if TYPE_CHECKING:
+    from volferry.model import Access, Wanted
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+TIMEOUTS = (
+    ("snapshot", "the snapshot to be available", "30m"),
+    ("create", "the target to be created and filled", "2h"),
+    ("retype", "the target's change of type", "1d"),
+    ("attach", "the guest to see the target", "2m"),
+    ("detach", "the guest to let go of the source", "5m"),
+    ("delete", "what is deleted to be gone", "10m"),
+    ("cutover", "the cutover; then the guest takes it back", "2m"),
+    ("sync", "all passes together", "7d"),
+)
+"""One flag for each field of ``model.Timeouts``; a test compares them with the model."""
+
+
+# ---- global --------------------------------------------------------------------------------------
+
+
+def _settle(name: str) -> Callable[[click.Context, click.Parameter, Any], None]:
+    def keep(ctx: click.Context, param: click.Parameter, value: Any) -> None:
+        settings = ctx.find_object(Settings)
+        if settings is not None and value:
+            setattr(settings, name, value)
+
+    return keep
+
+
+def _config_file(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
+    if value:
+        os.environ["OS_CLIENT_CONFIG_FILE"] = value
+
+
+def global_options(function: F) -> F:
+    """Options that hold for every verb; they may stand before it or after it."""
+    name = "Global options"
+    hidden: dict[str, Any] = {"expose_value": False}
+    for decorate in reversed(
+        (
+            grouped(
+                name, "--os-cloud", metavar="NAME", callback=_settle("os_cloud"),
+                shell_complete=complete_clouds,
+                help="A cloud of clouds.yaml.  [OS_CLOUD]", **hidden,
+            ),
+            grouped(
+                name, "--os-region-name", metavar="NAME", callback=_settle("os_region"),
+                help="A region of it.  [OS_REGION_NAME]", **hidden,
+            ),
+            grouped(
+                name, "--os-client-config", metavar="FILE", type=click.Path(exists=True),
+                callback=_config_file,
+                help="Another clouds.yaml.  [OS_CLIENT_CONFIG_FILE]", **hidden,
+            ),
+            grouped(
+                name, "--state", metavar="DIR", callback=_settle("state"),
+                help="Where the journal lies.  [VOLFERRY_STATE]", **hidden,
+            ),
+            grouped(
+                name, "-v", "--verbose", count=True, callback=_settle("louder"),
+                help="Tell every step's beginning and receipt as well.", **hidden,
+            ),
+            grouped(
+                name, "-q", "--quiet", count=True, callback=_settle("quieter"),
+                help="Only errors and the answer.", **hidden,
+            ),
+            grouped(
+                name, "--debug", is_flag=True, callback=_settle("debug"),
+                help="With an error, also the stack.", **hidden,
+            ),
+        )
+    ):  # fmt: skip
+        function = decorate(function)
+    return function
+
+
+def cloud_of(settings: Settings) -> tuple[str, str]:
+    """Cloud and region: the options', else the environment's, so that a resume finds them too."""
+    return (
+        settings.os_cloud or os.environ.get("OS_CLOUD", ""),
+        settings.os_region or os.environ.get("OS_REGION_NAME", ""),
+    )
+
+
+# ---- plan and run --------------------------------------------------------------------------------
+
+
+def access_options(function: F) -> F:
+    name = "Reaching the guest"
+    for decorate in reversed(
+        (
+            grouped(name, "--ssh", metavar="USER@HOST", default="", help="Instead of a Host entry"
+                    " that names the server, or the server's address."),
+            grouped(name, "--ssh-config", metavar="FILE", default="", type=click.Path(),
+                    help="Instead of ~/.ssh/config."),
+            grouped(name, "--local", is_flag=True, help="volferry runs in the guest itself."),
+        )
+    ):  # fmt: skip
+        function = decorate(function)
+    return function
+
+
+def wanted_options(function: F) -> F:
+    """What is to be moved, and how; every option is a field of ``Wanted``."""
+    target, copy, stop, after = "The target", "Copying", "The cutover", "After the cutover"
+    options = [
+        grouped(target, "--type", metavar="TYPE", help="Volume type. Default: the source's."),
+        grouped(target, "--size", "size_gib", metavar="GIB", type=click.IntRange(min=1),
+                help="Size in GiB. Default: the source's."),
+        grouped(target, "--name", metavar="NAME", help="Name. Default: the source's."),
+        grouped(target, "--seed", type=click.Choice(["auto", "snapshot", "blank"]),
+                help="Fill it from a snapshot or begin blank. Default: auto."),
+        grouped(copy, "--method", metavar="NAME",
+                help="Default: the first one that does not decline."),
+        grouped(copy, "--exclude", metavar="PATH", multiple=True,
+                help="Leave this path out, below the mount point; repeatable."),
+        grouped(copy, "--bwlimit", "bwlimit_bytes_s", metavar="RATE", type=Rate(),
+                help="At most so many bytes per second; 50M is 50 MiB/s."),
+        grouped(stop, "--unit", "unit", metavar="UNIT", multiple=True,
+                help="Stop and start this systemd unit; repeatable."),
+        grouped(stop, "--units", type=click.Choice(["auto"]),
+                help="Stop and start every unit that uses the mount."),
+        grouped(stop, "--stop", metavar="CMD", multiple=True,
+                help="Stop what is not a unit; repeatable."),
+        grouped(stop, "--start", metavar="CMD", multiple=True,
+                help="Start it again; repeatable."),
+        grouped(stop, "--cutover", metavar="WHEN", type=Gate(),
+                help="auto, manual, or a time: 'at 02:00', at=2026-11-23T02:00. A time without a"
+                " zone is this machine's. Default: auto."),
+        grouped(stop, "--max-downtime", "max_downtime_s", metavar="TIME", type=Duration(),
+                help="Cut over only when the prediction fits: 500ms, 10s, 2m. Default: 10s."),
+        grouped(after, "--settle", "settle_s", metavar="TIME", type=Duration(zero=True),
+                help="Watch the services so long; the guest goes back if they die. Default: 1m."),
+        grouped(after, "--hold", is_flag=True, help="Stop there; 'finish' or 'rollback' goes on."),
+        grouped(after, "--no-read-only", is_flag=True, help="Leave the source writable."),
+        grouped(after, "--keep-snapshot", is_flag=True, help="Leave the snapshot."),
+    ]  # fmt: skip
+    options += [
+        grouped("Deadlines", f"--{word}-timeout", f"{word}_timeout", metavar="TIME",
+                type=Duration(), help=f"For {what}. Default: {default}.")
+        for word, what, default in TIMEOUTS
+    ]  # fmt: skip
+    for decorate in reversed(options):
+        function = decorate(function)
+    return function
+
+
+def said(options: dict[str, Any]) -> dict[str, Any]:
+    """The options of a command line that were given at all."""
+    return {name: value for name, value in options.items() if value not in (None, (), "", False)}
+
+
+def access(options: dict[str, Any]) -> "Access":
+    """How the guest is reached. Raises ``Usage`` for two ways at once."""
+    from volferry.model import Access  # noqa: PLC0415 - help needs no model
+
+    if options.get("local") and (options.get("ssh") or options.get("ssh_config")):
+        raise errors.Usage("--local and --ssh exclude each other", data="nothing was changed")
+    return Access(
+        local=bool(options.get("local")),
+        ssh=options.get("ssh") or "",
+        ssh_config=options.get("ssh_config") or "",
+    )
+
+
+def wanted(settings: Settings, server: str, volume: str, options: dict[str, Any]) -> "Wanted":
+    """The command line as ``Wanted``. Raises ``Usage`` for words that contradict each other."""
+    from volferry.model import Timeouts, Wanted  # noqa: PLC0415 - help needs no model
+
+    given = said(options)
+    if given.get("unit") and given.get("units"):
+        raise errors.Usage(
+            "--unit and --units auto exclude each other",
+            data="nothing was changed",
+            hint="--units auto takes every unit that 'volferry plan' shows",
+        )
+    if given.get("stop") and not given.get("start"):
+        raise errors.Usage(
+            "--stop without --start would leave the service down",
+            data="nothing was changed",
+            hint="--start CMD starts it again; --start true when something else does",
+        )
+    cloud, region = cloud_of(settings)
+    deadlines = {
+        f"{word}_s": given.pop(f"{word}_timeout")
+        for word, _, _ in TIMEOUTS
+        if f"{word}_timeout" in given
+    }
+    units = (given.pop("units"),) if "units" in given else given.get("unit", ())
+    fields = {name: given[name] for name in Wanted.model_fields if name in given}
+    if "settle_s" in options and options["settle_s"] is not None:
+        fields["settle_s"] = options["settle_s"]  # zero is an answer
+    return Wanted.model_validate(
+        {
+            **fields,
+            "os_cloud": cloud,
+            "os_region": region,
+            "server": server,
+            "volume": volume,
+            "access": access(options),
+            "units": tuple(units),
+            "read_only": not options.get("no_read_only"),
+            "timeouts": Timeouts(**deadlines),
+        }
+    )
+
+
+# ---- completion ----------------------------------------------------------------------------------
+
+
+def transfer_argument(*, required: bool = True) -> Callable[[F], F]:
+    return click.argument("id", metavar="ID", required=required, shell_complete=complete_ids)
+
+
+def complete_ids(
+    ctx: click.Context, param: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    """Ids of transfers, newest first. A TAB creates nothing and never fails."""
+    settings = ctx.find_object(Settings) or Settings()
+    try:
+        from volferry.store import state_directory  # noqa: PLC0415 - only here
+
+        if "://" not in settings.state and not _journal_exists(settings.state or state_directory()):
+            return []
+        with settings.open_store() as store:
+            found = store.transfers()
+    except Exception:  # noqa: BLE001 - a shell that completes shows no tracebacks
+        return []
+    return [
+        CompletionItem(
+            one.id,
+            help=f"{one.state.value}: {one.plan.cloud.source.name} in {one.plan.cloud.server.name}",
+        )
+        for one in reversed(found)
+        if one.id.startswith(incomplete)
+    ]
+
+
+def _journal_exists(place: Any) -> bool:
+    return (Path(place) / "store.sqlite").exists()
+
+
+def complete_clouds(
+    ctx: click.Context, param: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    """Names in clouds.yaml, where every OpenStack client looks for it."""
+    from ruamel.yaml import YAML  # noqa: PLC0415 - only here
+
+    places = [
+        Path(os.environ["OS_CLIENT_CONFIG_FILE"])
+        if os.environ.get("OS_CLIENT_CONFIG_FILE")
+        else Path("clouds.yaml"),
+        Path("~/.config/openstack/clouds.yaml").expanduser(),
+        Path("/etc/openstack/clouds.yaml"),
+    ]
+    for place in places:
+        try:
+            names = YAML(typ="safe", pure=True).load(place)["clouds"]
+        except Exception:  # noqa: BLE001, S112 - not there, not ours to complain about now
+            continue
+        return [CompletionItem(str(name)) for name in names if str(name).startswith(incomplete)]
+    return []

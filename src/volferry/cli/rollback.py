@@ -1,0 +1,53 @@
+"""``volferry rollback``: take back what was made."""
+
+import click
+
+from volferry.cli import carry
+from volferry.cli.help import Manual, grouped
+from volferry.cli.options import global_options, transfer_argument
+from volferry.cli.output import format_options
+from volferry.cli.settings import Settings
+
+EXAMPLES = (
+    ("volferry rollback tr-web-03-k4q7", "before the cutover: nothing is lost"),
+    (
+        "volferry rollback tr-web-03-k4q7 --accept-loss",
+        "after the cutover: what was written since is lost",
+    ),
+)
+
+
+@click.command("rollback", cls=Manual, synopsis=("ID [--accept-loss]",), examples=EXAMPLES)
+@transfer_argument()
+@grouped(
+    "Options",
+    "--accept-loss",
+    is_flag=True,
+    help="Consent to losing what the service wrote since the cutover.",
+)
+@format_options()
+@global_options
+@click.pass_obj
+def command(
+    settings: Settings, id: str, accept_loss: bool, format_: str | None, columns: tuple[str, ...]
+) -> None:
+    """Take back what was made, newest first.
+
+    Before the cutover nothing is lost: the service runs on the source all the time, and only what
+    carries the mark of this transfer is removed. After the cutover the service goes back to the
+    source and what was written since would be lost: exit code 3 unless --accept-loss is given.
+    """
+    from volferry import operations  # noqa: PLC0415 - loads the clouds' libraries
+
+    with settings.open_store() as store:
+        transfer = store.transfer(id).id
+        carry.carry(
+            settings,
+            store,
+            lambda hears: operations.rollback(
+                transfer, store, accept_loss=accept_loss, listen=hears
+            ),
+            id=transfer,
+            form=format_,
+            only=columns,
+        )
