@@ -8,6 +8,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from volferry import planner
@@ -24,8 +25,10 @@ from volferry.model import (
     DiskRef,
     Event,
     GuestFacts,
+    Pass,
     Plan,
     Progress,
+    Receipt,
     Server,
     State,
     Transfer,
@@ -49,6 +52,17 @@ class Listener(Protocol):
     def on_progress(self, progress: Progress) -> None: ...
     def on_engine(self, engine: Engine) -> None:
         """Called once before it starts: ``engine.request_stop()`` is for Ctrl-C."""
+
+
+@dataclass(frozen=True)
+class Status:
+    """Where a transfer stands. ``process`` carries it now, on this machine; None: nobody does."""
+
+    transfer: Transfer
+    process: int | None
+    receipts: dict[str, Receipt]
+    passes: tuple[Pass, ...]
+    progress: Progress | None
 
 
 def _quiet(text: str) -> None:
@@ -268,3 +282,18 @@ def _not_running(store: Store, id: str) -> None:
             data="nothing was changed",
             hint=f"volferry watch {id}",
         )
+
+
+# ---- looking -------------------------------------------------------------------------------------
+
+
+def status(id: str, store: Store) -> Status:
+    """Where a transfer stands, from what is on disk; asks neither the cloud nor the guest."""
+    transfer = store.transfer(id)
+    return Status(
+        transfer=transfer,
+        process=store.running(transfer.id),
+        receipts=store.receipts(transfer.id),
+        passes=tuple(store.passes(transfer.id)),
+        progress=store.progress(transfer.id),
+    )

@@ -6,9 +6,7 @@ from hypothesis import strategies as st
 
 from volferry.guests import mounts
 
-LINE = (
-    "36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw,errors=continue\n"  # proc(5)
-)
+LINE = "36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw,errors=continue\n"  # proc(5)
 PATH = st.text(st.characters(blacklist_categories=("Cs",), blacklist_characters="\0"), min_size=1)
 
 

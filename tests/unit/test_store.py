@@ -345,6 +345,7 @@ def test_listing_does_not_pay_for_the_engine() -> None:
 # ---- several processes ---------------------------------------------------------------------------
 
 processes = multiprocessing.get_context("forkserver")
+processes.set_forkserver_preload(["pytest", "volferry.engine", "sqlalchemy.dialects.sqlite", "dbos"])
 
 
 def create_one(root: str, id: str) -> None:

@@ -1,0 +1,70 @@
+# What a developer types. Everything works from nothing: each target makes what it needs.
+#   make demo   a live move of a PostgreSQL volume in the lab, with proof
+#   make test   all tests, the lab's included      make check   style, types, layers, spelling
+#   make lab / lab-down                            make bench   the README's figures
+#
+# PYTEST_ARGS narrows the tests: make test PYTEST_ARGS="tests/unit -k fstab"
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
+SOURCES := src lab demo tests benchmarks
+PYTEST_ARGS ?=
+
+.PHONY: install demo test check lint format-check types layers spelling lab lab-down bench clean
+
+install: $(VENV)/.made
+
+$(VENV)/.made: pyproject.toml
+	$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+	  { $(SUDO) apt-get update -q && $(SUDO) apt-get install -y -q python3-venv; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q --disable-pip-version-check --upgrade 'pip>=25.1'
+	$(BIN)/pip install -q --disable-pip-version-check -e . --group dev
+	touch $@
+
+# The tests of the disks run on this machine itself: loop devices and real filesystems.
+TOOLS := rsync xfsprogs btrfs-progs e2fsprogs acl attr fdisk openssh-client util-linux
+.PHONY: tools
+tools:
+	@missing=$$(dpkg-query -W -f '$${Package} $${Status}\n' $(TOOLS) 2>/dev/null | \
+	  awk '/ok installed/ {have[$$1]=1} END {n=split("$(TOOLS)",t); \
+	  for (i=1;i<=n;i++) if (!(t[i] in have)) print t[i]}'); \
+	if [ -n "$$missing" ]; then $(SUDO) apt-get update -q && \
+	  $(SUDO) apt-get install -y -q --no-install-recommends $$missing; fi
+
+test: install tools
+	$(SUDO) $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+demo: install
+	$(SUDO) $(BIN)/python -m demo
+
+lab:
+	$(SUDO) $(PYTHON) -m lab up
+
+lab-down:
+	$(SUDO) $(PYTHON) -m lab down
+
+bench: install tools
+	$(SUDO) $(BIN)/python -m benchmarks
+
+check: lint format-check types layers spelling
+
+lint: install
+	$(BIN)/ruff check $(SOURCES)
+
+format-check: install
+	$(BIN)/ruff format --check $(SOURCES)
+
+types: install
+	$(BIN)/mypy src demo benchmarks lab
+
+layers: install
+	$(BIN)/lint-imports
+
+spelling: install
+	$(BIN)/codespell $(SOURCES) docs *.md Makefile
+
+clean:
+	rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache .hypothesis

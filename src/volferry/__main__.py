@@ -1,0 +1,5 @@
+"""``python -m volferry``."""
+
+from volferry.cli import main
+
+main()

@@ -1,0 +1,88 @@
+"""The way into a guest. ``ssh`` is the real client; only a server is missing here."""
+
+import pytest
+
+from volferry.channels import quote, run_here
+from volferry.channels.ssh import Ssh, explain, find, names
+from volferry.errors import Retry, Stop, Usage
+
+HOSTILE = ["", " ", "a b", "$(id)", "`id`", "'", '"', "\\", "-n", "\n", "a\tb", "*", "ü", "#", "~"]
+
+
+async def test_what_is_quoted_arrives_as_it_was():
+    done = await run_here(["sh", "-c", quote(["printf", "%s\\0", *HOSTILE])], timeout_s=10)
+
+    assert done.text.split("\0")[:-1] == HOSTILE
+
+
+async def test_a_command_that_does_not_end_is_ended_at_its_deadline():
+    with pytest.raises(Retry, match="'sleep' gave no answer within 0 s"):
+        await run_here(["sleep", "30"], timeout_s=0.2)
+
+
+@pytest.mark.parametrize(
+    ("said", "what"),
+    [
+        ("@@@ WARNING: REMOTE HOST IDENTIFICATION HAS CHANGED! @@@", "is not the one that is"),
+        ("Host key verification failed.", "is not known or not the right one"),
+        ("debian@h: Permission denied (publickey).", "refused the login"),
+        ("ssh: Could not resolve hostname h: Name or service not known", "cannot be resolved"),
+    ],
+)
+def test_what_only_a_person_can_mend_stops(said, what):
+    error = explain("debian@h", said)
+
+    assert isinstance(error, Stop)
+    assert what in error.what and error.hint and error.data
+
+
+def test_a_changed_host_key_is_told_apart_from_an_unknown_one():
+    both = "WARNING: REMOTE HOST IDENTIFICATION HAS CHANGED!\nHost key verification failed."
+
+    assert "not the one that is known" in explain("h", both).what
+
+
+def test_a_server_that_does_not_answer_is_tried_again():
+    error = explain("h", "ssh: connect to host h port 22: Connection refused")
+
+    assert isinstance(error, Retry)
+    assert "Connection refused" in error.what
+
+
+async def test_a_host_entry_names_the_server_and_a_wildcard_does_not(tmp_path):
+    config = tmp_path / "config"
+    config.write_text("Host testsrv\n  User debian\nHost *\n  Port 2200\n")
+
+    assert await names("testsrv", str(config))
+    assert not await names("othersrv", str(config))
+
+
+async def test_the_users_word_goes_before_any_entry(tmp_path):
+    config = tmp_path / "config"
+    config.write_text("Host testsrv\n  User debian\n")
+
+    assert (await find("testsrv", [], wanted="root@here", config=str(config))).where == "root@here"
+    assert (await find("testsrv", [], config=str(config))).where == "testsrv"
+
+
+async def test_no_way_in_names_what_was_tried(tmp_path):
+    config = tmp_path / "config"
+    config.write_text("")
+
+    with pytest.raises(Stop, match=r"tried: 127\.0\.0\.1\)"):
+        # Port 22 of the loopback address of a machine without a server.
+        await find("testsrv", ["127.0.0.1"], config=str(config))
+
+
+@pytest.mark.parametrize("destination", ["-oProxyCommand=touch /tmp/x", "-F/etc/passwd"])
+def test_a_destination_cannot_be_an_option(destination):
+    with pytest.raises(Usage):
+        Ssh(destination)
+
+
+async def test_nobody_at_the_other_end_is_said_within_the_deadline(tmp_path):
+    config = tmp_path / "config"
+    config.write_text("Host gone\n  HostName 127.0.0.1\n  Port 1\n")
+
+    with pytest.raises(Retry, match="Connection refused"):
+        await Ssh("gone", str(config)).open()
