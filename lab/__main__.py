@@ -6,7 +6,7 @@ import argparse
 import os
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from lab import control, knobs, storage
 from lab.errors import LabError
@@ -87,7 +87,7 @@ def env(layout: Layout) -> None:
     print(f"export VOLFERRY_LAB='{layout.root}'")
     print(f"export OS_CLIENT_CONFIG_FILE='{layout.clouds_yaml}'")
     print("export OS_CLOUD='volferry-lab'")
-    print(f"export PATH=\"{layout.client}:$PATH\"")
+    print(f'export PATH="{layout.client}:$PATH"')
 
 
 def knob(layout: Layout, words: list[str]) -> None:
@@ -97,27 +97,37 @@ def knob(layout: Layout, words: list[str]) -> None:
         board.reset()
     elif words:
         try:
-            board.set(words[0], **_settings(words[1:]))
-        except (ValueError, TypeError) as mistake:
+            wanted = _settings(words[1:])
+            board.set(words[0], delay=wanted.delay, fail=wanted.fail, ignore=wanted.ignore)
+        except ValueError as mistake:
             raise LabError(
                 str(mistake),
                 "no knob was changed",
                 "python3 -m lab knob OPERATION [delay=SECONDS] [fail=N|always] [ignore=N|always]",
             ) from mistake
-    current = board.all()
-    for operation, meaning in knobs.OPERATIONS.items():
-        print(f"{operation:<28}{_words(current.get(operation, knobs.Knob())):<28}{meaning}")
+    for operation, effects in knobs.OPERATIONS.items():
+        print(f"{operation:<28} {_words(board.get(operation))}")
+        for effect, meaning in effects.items():
+            print(f"    {effect + '=N':<10} {meaning}")
 
 
-def _settings(words: list[str]) -> dict[str, float | int]:
-    settings: dict[str, float | int] = {}
+def _settings(words: list[str]) -> knobs.Knob:
+    settings = knobs.Knob()
     for word in words:
         name, _, value = word.partition("=")
         if name == "delay":
-            settings[name] = float(value)
+            settings = replace(settings, delay=float(value))
+        elif name == "fail":
+            settings = replace(settings, fail=_count(value))
+        elif name == "ignore":
+            settings = replace(settings, ignore=_count(value))
         else:
-            settings[name] = knobs.ALWAYS if value == "always" else int(value)
+            raise ValueError(f"'{word}' is none of delay=, fail=, ignore=")
     return settings
+
+
+def _count(value: str) -> int:
+    return knobs.ALWAYS if value == "always" else int(value)
 
 
 def _words(knob: knobs.Knob) -> str:
@@ -142,7 +152,7 @@ def _parser() -> argparse.ArgumentParser:
     verbs.add_parser("restart", help="start the services anew; guests run on")
     verbs.add_parser("wipe", help="down, and delete the state; the caches are kept")
     verbs.add_parser("status", help="what runs, memory, ports, logs")
-    verbs.add_parser("env", help="print shell exports: eval \"$(python3 -m lab env)\"")
+    verbs.add_parser("env", help='print shell exports: eval "$(python3 -m lab env)"')
     for name, text in (
         ("ssh", "enter a guest, or run a command in it: ssh NAME [COMMAND]"),
         ("openstack", "run the openstack client as the project member"),

@@ -18,15 +18,15 @@ import shlex
 import subprocess
 import sys
 import time
-import urllib.parse
 from pathlib import Path
 from typing import Any
 
-from lab import catalog, control, guests
+from lab import control, guests
 from lab.cloud import Cloud, Refused, wait_for
 from lab.errors import LabError
 from lab.knobs import Knobs
 from lab.layout import Layout
+from lab.services.cinder import DEFAULT_TYPE
 
 SSH_TIMEOUT_S = 180
 
@@ -64,9 +64,7 @@ class Lab:
         control.up(self.layout, _to_stderr)
 
     # --- servers
-    def ensure_server(
-        self, name: str, image: str = "debian-12", flavor: str = "m1.small"
-    ) -> str:
+    def ensure_server(self, name: str, image: str = "debian-12", flavor: str = "m1.small") -> str:
         """Return the id of the server of that name, made if need be, reachable by ssh."""
         server = self.find_server(name)
         if server is None:
@@ -90,11 +88,12 @@ class Lab:
     def wait_for_server(self, name: str, status: str, timeout_s: float = 120) -> None:
         """Wait until a server has the status. Raises LabError."""
         wait_for(
-            f"server {name} was {status}",
+            f"server {name} is {status}",
             lambda: (self.find_server(name) or {}).get("status"),
-            lambda seen: seen == status,
+            lambda seen: bool(seen == status),
             timeout_s,
             f"read {self.layout.logs}/nova.log",
+            hopeless=lambda seen: seen in ("ERROR", None),
         )
 
     def wait_for_ssh(self, name: str, timeout_s: float = SSH_TIMEOUT_S) -> None:
@@ -120,16 +119,8 @@ class Lab:
     def delete_server(self, name: str) -> None:
         """Delete a server and wait until it is gone; its volumes become available."""
         server = self.find_server(name)
-        if server is None:
-            return
-        self.member.request("DELETE", "compute", f"/servers/{server['id']}")
-        wait_for(
-            f"server {name} was gone",
-            lambda: self.find_server(str(server["id"])),
-            lambda seen: seen is None,
-            60,
-            f"read {self.layout.logs}/nova.log",
-        )
+        if server:
+            self._delete("compute", f"/servers/{server['id']}")
 
     def ssh(self, name: str, script: str, *, root: bool = False, timeout_s: float = 120) -> str:
         """Run a script in a guest's `sh` and return its output. Raises CalledProcessError."""
@@ -157,19 +148,23 @@ class Lab:
 
     def qmp(self, name: str, command: str, **arguments: object) -> Any:
         """Run a QMP command on a server's QEMU, behind Nova's back."""
-        server = self.find_server(name)
-        if server is None:
-            raise KeyError(name)
-        return guests.qmp(self.layout, str(server["id"]), command, **arguments)
+        return guests.qmp(self.layout, self._server_id(name), command, arguments)
 
     # --- volumes
     def ensure_volume(
-        self, name: str, size_gib: int = 1, volume_type: str = catalog.DEFAULT_TYPE
+        self,
+        name: str,
+        size_gib: int = 1,
+        volume_type: str = DEFAULT_TYPE,
+        *,
+        snapshot_id: str | None = None,
     ) -> str:
         """Return the id of the volume of that name, made if need be."""
         volume = self.find_volume(name)
         if volume is None:
             body = {"name": name, "size": size_gib, "volume_type": volume_type}
+            if snapshot_id:
+                body["snapshot_id"] = snapshot_id
             volume = self.member.post("block-storage", "/volumes", {"volume": body})["volume"]
         volume_id = str(volume["id"])
         self.wait_for_volume(volume_id, "available", "in-use")
@@ -180,53 +175,93 @@ class Lab:
         volumes = self.member.get("block-storage", "/volumes/detail")["volumes"]
         return next((one for one in volumes if name in (one["name"], one["id"])), None)
 
+    def volume(self, volume_id: str) -> dict[str, Any]:
+        """Return a volume as Cinder shows it. Raises Refused."""
+        found: dict[str, Any] = self.member.get("block-storage", f"/volumes/{volume_id}")["volume"]
+        return found
+
     def wait_for_volume(self, volume_id: str, *statuses: str, timeout_s: float = 60) -> str:
         """Wait until a volume has one of the statuses and return it. Raises LabError."""
         seen: str = wait_for(
-            f"volume {volume_id} was {' or '.join(statuses)}",
-            lambda: (self.find_volume(volume_id) or {}).get("status"),
+            f"volume {volume_id} is {' or '.join(statuses)}",
+            lambda: self.volume(volume_id)["status"],
             lambda status: status in statuses,
             timeout_s,
             f"read {self.layout.logs}/cinder.log and nova.log",
+            hopeless=lambda status: str(status).startswith("error"),
         )
         return seen
 
+    def change_volume(self, volume_id: str, action: str, **arguments: object) -> None:
+        """Ask for an action, such as `os-retype` or `os-update_readonly_flag`; it goes on after."""
+        path = f"/volumes/{volume_id}/action"
+        self.member.post("block-storage", path, {action: arguments})
+
+    def create_snapshot(self, volume_id: str) -> str:
+        """Make a snapshot, of a volume in use too, and return its id when it is there."""
+        body = {"volume_id": volume_id, "force": True}
+        made = self.member.post("block-storage", "/snapshots", {"snapshot": body})["snapshot"]
+        snapshot_id = str(made["id"])
+        wait_for(
+            f"snapshot {snapshot_id} is available",
+            lambda: self.member.get("block-storage", f"/snapshots/{snapshot_id}")["snapshot"],
+            lambda snapshot: snapshot["status"] == "available",
+            60,
+            f"read {self.layout.logs}/cinder.log",
+            hopeless=lambda snapshot: snapshot["status"] == "error",
+        )
+        return snapshot_id
+
+    def delete_snapshot(self, snapshot_id: str) -> None:
+        """Delete a snapshot and wait until it is gone."""
+        self._delete("block-storage", f"/snapshots/{snapshot_id}")
+
     def attach(self, server: str, volume_id: str) -> None:
         """Attach a volume and wait until it is in use."""
-        found = self.find_server(server)
-        if found is None:
-            raise KeyError(server)
-        self.member.post(
-            "compute",
-            f"/servers/{found['id']}/os-volume_attachments",
-            {"volumeAttachment": {"volumeId": volume_id}},
-        )
+        path = f"/servers/{self._server_id(server)}/os-volume_attachments"
+        self.member.post("compute", path, {"volumeAttachment": {"volumeId": volume_id}})
         self.wait_for_volume(volume_id, "in-use")
 
     def detach(self, server: str, volume_id: str) -> None:
         """Detach a volume and wait until it is available."""
-        found = self.find_server(server)
-        if found is None:
-            raise KeyError(server)
-        path = f"/servers/{found['id']}/os-volume_attachments/{volume_id}"
+        path = f"/servers/{self._server_id(server)}/os-volume_attachments/{volume_id}"
         self.member.request("DELETE", "compute", path)
         self.wait_for_volume(volume_id, "available")
 
     def delete_volume(self, volume_id: str) -> None:
         """Delete a volume and wait until it is gone."""
-        try:
-            self.member.request("DELETE", "block-storage", f"/volumes/{volume_id}")
-        except Refused as refusal:
-            if refusal.code == 404:
-                return
-            raise
-        wait_for(
-            f"volume {volume_id} was gone",
-            lambda: self.find_volume(volume_id),
-            lambda seen: seen is None,
-            60,
-            f"read {self.layout.logs}/cinder.log",
-        )
+        self._delete("block-storage", f"/volumes/{volume_id}")
+
+    def admin_reset(self, kind: str, its_id: str, status: str = "available") -> None:
+        """Set the status of one of the `volumes` or `snapshots`, as an administrator repairs it."""
+        path = f"/{kind}/{its_id}/action"
+        self.admin.post("block-storage", path, {"os-reset_status": {"status": status}})
+
+    # --- parts
+    def _delete(self, service: str, path: str) -> None:
+        def gone() -> bool:
+            try:
+                self.member.get(service, path)
+            except Refused as refusal:
+                if refusal.code == 404:
+                    return True
+                raise
+            return False
+
+        if gone():
+            return
+        self.member.request("DELETE", service, path)
+        wait_for(f"{path} is gone", gone, bool, 60, f"read the logs in {self.layout.logs}")
+
+    def _server_id(self, name: str) -> str:
+        server = self.find_server(name)
+        if server is None:
+            raise LabError(
+                f"the lab has no server '{name}'",
+                "nothing was done",
+                "`python3 -m lab openstack server list` shows the servers",
+            )
+        return str(server["id"])
 
     def _id(self, service: str, path: str, key: str, name: str) -> str:
         found = [one for one in self.member.get(service, path)[key] if one["name"] == name]
@@ -234,6 +269,6 @@ class Lab:
             raise LabError(
                 f"the lab has no '{name}' among its {key}",
                 "nothing was made",
-                f"`python3 -m lab openstack {urllib.parse.unquote(key)[:-1]} list`",
+                f"`python3 -m lab openstack {key[:-1]} list` shows what there is",
             )
         return str(found[0]["id"])

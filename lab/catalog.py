@@ -94,9 +94,7 @@ def write_openstack_client(layout: Layout) -> Path:
     """Write the command `openstack` that uses the lab's client, and return its path."""
     layout.client.mkdir(exist_ok=True)
     program = layout.client / "openstack"
-    write_atomically(
-        program, f'#!/bin/sh\nexec "{layout.program("openstack")}" "$@"\n', mode=0o755
-    )
+    write_atomically(program, f'#!/bin/sh\nexec "{layout.program("openstack")}" "$@"\n', mode=0o755)
     return program
 
 

@@ -9,7 +9,7 @@ import json
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from lab.errors import LabError
@@ -108,24 +108,32 @@ def answers(url: str, timeout_s: float = 5) -> bool:
 
 
 def wait_for(
-    what: str, look: Any, done: Any, timeout_s: float, hint: str, pause_s: float = 0.3
+    what: str,
+    look: Callable[[], Any],
+    done: Callable[[Any], bool],
+    timeout_s: float,
+    hint: str,
+    *,
+    hopeless: Callable[[Any], bool] = lambda _: False,
 ) -> Any:
     """Call `look` until `done` accepts what it returns, and return that.
 
-    Raises LabError with the last value after `timeout_s`.
+    Raises LabError with the last value after `timeout_s`, or as soon as it is `hopeless`.
     """
-    deadline = time.monotonic() + timeout_s
+    began = time.monotonic()
     while True:
         seen = look()
         if done(seen):
             return seen
-        if time.monotonic() > deadline:
+        waited = time.monotonic() - began
+        if hopeless(seen) or waited > timeout_s:
             raise LabError(
-                f"{what} within {timeout_s:.0f} s: no; last seen: {str(seen)[:200]}",
-                "the lab did not come to the state that was asked for",
+                f"waited {waited:.0f} s of {timeout_s:.0f} s until {what}; last seen:"
+                f" {str(seen)[:200]}",
+                "the lab did not come to the state that was asked for; what was made stays",
                 hint,
             )
-        time.sleep(pause_s)
+        time.sleep(0.3)
 
 
 def _exchange(

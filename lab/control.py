@@ -41,7 +41,7 @@ def up(layout: Layout, say: Say) -> None:
         install.install_packages(layout, say)
         processes.in_parallel(
             lambda: _bring_services_up(layout, say),
-            lambda: [images.build(layout, suite, say) for suite in images.SUITES.values()],
+            lambda: images.build_all(layout, say),
         )
 
 
@@ -61,12 +61,14 @@ def down(layout: Layout, say: Say) -> None:
 
 
 def wipe(layout: Layout, say: Say) -> None:
-    """`down`, and delete the state; the caches are kept."""
+    """`down`, and delete the state; the caches that this tree would fill again are kept."""
     if not layout.root.exists():
         return
     with _locked(layout, say):
         _end_all(layout, shutdown_s=0)
         _delete_state(layout)
+        images.drop_outdated(layout)
+        install.drop_outdated(layout)
 
 
 def is_up(layout: Layout) -> bool:
@@ -224,7 +226,7 @@ def _wait_for_workers(layout: Layout, began: datetime) -> None:
 
     wanted = {"nova-compute": 1, "cinder-volume": 2, "cinder-scheduler": 1}
     cloud.wait_for(
-        "compute host, both back ends and scheduler reported",
+        "compute host, both back ends and scheduler have reported",
         reported,
         lambda seen: all(seen.count(name) >= count for name, count in wanted.items()),
         timeout_s=START_TIMEOUT_S,

@@ -12,6 +12,7 @@ import json
 import os
 import socket
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -74,7 +75,11 @@ def press_power_button(layout: Layout, server_id: str) -> None:
 
 
 def qmp(
-    layout: Layout, server_id: str, command: str, timeout_s: float = 10, **arguments: object
+    layout: Layout,
+    server_id: str,
+    command: str,
+    arguments: Mapping[str, object] = {},
+    timeout_s: float = 10,
 ) -> Any:
     """Run a QMP command on a server's monitor socket, behind Nova's back.
 

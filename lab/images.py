@@ -78,9 +78,7 @@ def build(layout: Layout, suite: str, say: Callable[[str], None]) -> None:
         ]
         mirror = os.environ.get("VOLFERRY_LAB_DEBIAN_MIRROR")
         try:
-            run_logged(
-                as_root(*bootstrap, *([mirror] if mirror else [])), log, timeout_s=1800
-            )
+            run_logged(as_root(*bootstrap, *([mirror] if mirror else [])), log, timeout_s=1800)
             with draft.root_disk.open("wb") as disk:
                 disk.truncate(ROOT_DISK_GIB << 30)
             # -d fills the file system from the folder: no loop device, no mount to clean up.
@@ -93,8 +91,17 @@ def build(layout: Layout, suite: str, say: Callable[[str], None]) -> None:
         draft.folder.replace(wanted.folder)
 
 
+def build_all(layout: Layout, say: Callable[[str], None]) -> None:
+    """Build the images that are not in the cache."""
+    for suite in SUITES.values():
+        build(layout, suite, say)
+
+
 def drop_outdated(layout: Layout) -> None:
-    """Delete images that no script of this tree makes any more; they are 700 MiB each."""
+    """Delete images that no script of this tree makes any more; they are 700 MiB each.
+
+    Only without servers: their disks are overlays on these images.
+    """
     wanted = {image(layout, suite).folder for suite in SUITES.values()}
     for folder in layout.cache.glob("image-*"):
         if folder not in wanted:

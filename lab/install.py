@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -40,16 +41,12 @@ def find_program(name: str) -> str | None:
 
 def missing_packages() -> list[str]:
     """Return the Debian packages that the lab needs and this host lacks."""
-    missing = {
-        package for program, package in _HOST_PROGRAMS.items() if not find_program(program)
-    }
+    missing = {package for program, package in _HOST_PROGRAMS.items() if not find_program(program)}
     # mmdebstrap checks the archive's signature with these keys.
     if not Path("/usr/share/keyrings/debian-archive-keyring.gpg").exists():
         missing.add("debian-archive-keyring")
     # Debian packs venv's bootstrap apart from python3.
-    try:
-        import ensurepip  # noqa: F401
-    except ImportError:
+    if not importlib.util.find_spec("ensurepip"):
         missing.add("python3-venv")
     return sorted(missing)
 
@@ -91,6 +88,13 @@ def install_services(layout: Layout, say: Callable[[str], None]) -> None:
     files: list[str | Path] = ["-r", here / "requirements.txt", "-c", here / "constraints.txt"]
     run_logged([*pip, *files], log, timeout_s=1800)
     complete.touch()
+
+
+def drop_outdated(layout: Layout) -> None:
+    """Delete virtual environments of other versions; they are 700 MiB each."""
+    for folder in layout.cache.glob("venv-*"):
+        if folder != layout.venv:
+            shutil.rmtree(folder)
 
 
 def run_logged(command: Sequence[str | Path], log: Path, timeout_s: float) -> None:

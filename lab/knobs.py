@@ -3,11 +3,11 @@
 A knob belongs to one operation and has up to three settings:
 
     delay    seconds before the operation does its work, so that the states in between are seen
-    fail     how many of the next operations end as a fault of the back end ("always": all)
+    fail     how many of the next operations end as a fault of the back end (ALWAYS: all)
     ignore   how many of the next operations say that they are done and do nothing
 
 They lie in `knobs.json` and are read at each operation: no service is started anew. What `fail`
-and `ignore` mean per operation is in OPERATIONS.
+and `ignore` lead to is in OPERATIONS; not every operation can do both.
 """
 
 from __future__ import annotations
@@ -24,20 +24,27 @@ from lab.layout import write_atomically
 
 ALWAYS = -1
 
-OPERATIONS = {
-    "create_volume": "fail: the volume ends in `error`",
-    "create_volume_from_snapshot": "fail: the volume ends in `error`",
-    "clone_volume": "fail: the volume ends in `error`",
-    "create_snapshot": "fail: the snapshot ends in `error`",
-    "delete_volume": "fail: the volume ends in `error_deleting`",
-    "delete_snapshot": "fail: the snapshot ends in `error_deleting`",
-    "extend_volume": "fail: the volume ends in `error_extending`",
-    "retype": "fail: the old type stays, migration_status is `error`; ignore: the old type stays,"
-    " no error is shown",
-    "attach": "fail: the volume goes back to `available`; ignore: it is `in-use`, the guest never"
-    " sees a disk",
-    "detach": "fail: the guest does not let go, the volume goes back to `in-use`; ignore: it is"
-    " `available` and the guest still has the disk",
+# Operation → what the faults that it knows lead to.
+OPERATIONS: dict[str, dict[str, str]] = {
+    "create_volume": {"fail": "the volume ends in error"},
+    "create_volume_from_snapshot": {"fail": "the volume ends in error"},
+    "clone_volume": {"fail": "the volume ends in error"},
+    "create_snapshot": {"fail": "the snapshot ends in error"},
+    "delete_volume": {"fail": "the volume ends in error_deleting"},
+    "delete_snapshot": {"fail": "the snapshot ends in error_deleting"},
+    "extend_volume": {"fail": "the volume ends in error_extending"},
+    "retype": {
+        "fail": "the old type stays, migration_status is error",
+        "ignore": "the old type stays, nothing tells why",
+    },
+    "attach": {
+        "fail": "the volume goes back to available",
+        "ignore": "the volume is in-use, the guest never sees it",
+    },
+    "detach": {
+        "fail": "the guest does not let go, the volume goes back to in-use",
+        "ignore": "the volume is available, the guest still has it",
+    },
 }
 
 
@@ -68,10 +75,21 @@ class Knobs:
             return {}
         return {operation: Knob(**settings) for operation, settings in json.loads(text).items()}
 
+    def get(self, operation: str) -> Knob:
+        """Return the settings of one operation."""
+        return self.all().get(operation, Knob())
+
     def set(self, operation: str, *, delay: float = 0.0, fail: int = 0, ignore: int = 0) -> None:
-        """Set the knob of an operation; what is not named is off."""
+        """Set the knob of an operation; what is not named is off. Raises ValueError."""
         if operation not in OPERATIONS:
             raise ValueError(f"no operation '{operation}'; there are: {', '.join(OPERATIONS)}")
+        for effect, count in (("fail", fail), ("ignore", ignore)):
+            if count and effect not in OPERATIONS[operation]:
+                raise ValueError(f"'{operation}' has no '{effect}'")
+            if count < ALWAYS:
+                raise ValueError(f"'{effect}' is a count or ALWAYS, not {count}")
+        if delay < 0:
+            raise ValueError(f"'delay' is a number of seconds, not {delay}")
         with self._changing() as knobs:
             knobs[operation] = Knob(delay, fail, ignore)
 

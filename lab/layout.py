@@ -183,7 +183,7 @@ class Layout:
             base = _FIRST_PORT + (first_place + attempt) % places * _PORTS_PER_LAB
             wanted = range(base, base + _PORTS_PER_LAB)
             if all(port_is_free(port) for port in wanted):
-                chosen = dict(zip(SERVICE_NAMES, wanted))
+                chosen = dict(zip(SERVICE_NAMES, wanted, strict=False))
                 return {**chosen, "guests": base + 10}
         raise LabError(
             f"no {_PORTS_PER_LAB} free ports in a row in {_FIRST_PORT}-{_LAST_PORT} on {HOST}",

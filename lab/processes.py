@@ -21,6 +21,10 @@ from lab.errors import LabError
 from lab.layout import REPOSITORY, Layout, write_atomically
 
 
+# Kept because Python warns of a Popen that is dropped while its process runs; these shall run on.
+_started: list[subprocess.Popen[bytes]] = []
+
+
 @dataclass(frozen=True)
 class Process:
     """A running process of the lab, with the children that it started."""
@@ -34,7 +38,7 @@ class Process:
         return sum(_pss_kib(pid) for pid in self.members) // 1024
 
 
-def environment(layout: Layout, **more: str | Path) -> dict[str, str]:
+def environment(layout: Layout, more: Mapping[str, str | Path]) -> dict[str, str]:
     """Return the environment of the services: nothing of the caller's shell leaks into it."""
     package_folders = [Path(__file__).resolve().parent / "drivers", REPOSITORY]
     return {
@@ -49,7 +53,10 @@ def environment(layout: Layout, **more: str | Path) -> dict[str, str]:
 
 
 def run(
-    layout: Layout, *command: str | Path, timeout_s: float = 600, **more: str | Path
+    layout: Layout,
+    command: Sequence[str | Path],
+    variables: Mapping[str, str | Path] = {},
+    timeout_s: float = 600,
 ) -> str:
     """Run a command of the services' world to its end and return its output.
 
@@ -60,7 +67,7 @@ def run(
     try:
         done = subprocess.run(
             words,
-            env=environment(layout, **more),
+            env=environment(layout, variables),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -93,13 +100,14 @@ def start(
     with (layout.logs / f"{name}.out").open("ab") as output:
         child = subprocess.Popen(
             [str(word) for word in command],
-            env=environment(layout, **variables),
+            env=environment(layout, variables),
             cwd=layout.root,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
             start_new_session=True,
         )
+    _started.append(child)
     write_atomically(_record(layout, name), json.dumps({"pid": child.pid}) + "\n")
 
 

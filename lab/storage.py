@@ -71,4 +71,3 @@ def unmount(layout: Layout) -> None:
     """Unmount the volumes' file system; its file stays."""
     if is_mounted(layout):
         run_logged(as_root("umount", layout.volumes), layout.logs / "storage.log", timeout_s=60)
-

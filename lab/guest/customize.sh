@@ -41,8 +41,10 @@ for unit in \
     systemd-hwdb-update.service systemd-timesyncd.service systemd-update-utmp.service \
     systemd-update-utmp-runlevel.service getty@tty1.service getty-static.service \
     serial-getty@ttyS0.service modprobe@drm.service modprobe@efi_pstore.service \
+    modprobe@configfs.service modprobe@dm_mod.service modprobe@loop.service \
+    modprobe@fuse.service systemd-modules-load.service systemd-network-generator.service \
     sys-kernel-debug.mount sys-kernel-tracing.mount sys-fs-fuse-connections.mount \
-    dev-hugepages.mount dev-mqueue.mount proc-sys-fs-binfmt_misc.automount
+    sys-kernel-config.mount dev-hugepages.mount dev-mqueue.mount proc-sys-fs-binfmt_misc.automount
 do
     ln -sf /dev/null "$root/etc/systemd/system/$unit"
 done

@@ -4,6 +4,8 @@ They are threads of one process, so that `transport_url = fake:///` suffices: th
 its exchanges in the process. Native threads; eventlet is not used.
 """
 
+# ruff: noqa: E402, PLC0415  (the order of the imports is what makes this work)
+
 import importlib
 import os
 import shlex
@@ -18,10 +20,10 @@ os.environ["OS_NOVA_DISABLE_EVENTLET_PATCHING"] = "true"
 os.environ["OS_CINDER_DISABLE_EVENTLET_PATCHING"] = "true"
 importlib.import_module(f"{project}.monkey_patch").patch(backend="threading")
 
-import os_brick  # noqa: E402
-import sqlite_fix  # noqa: E402, F401  (patches SQLAlchemy)
-from oslo_privsep import priv_context  # noqa: E402
-from waitress import serve  # noqa: E402
+import os_brick
+import sqlite_fix  # noqa: F401  (patches SQLAlchemy)
+from oslo_privsep import priv_context
+from waitress import serve
 
 
 def start_nova():
@@ -95,6 +97,4 @@ services = []
 application = {"nova": start_nova, "cinder": start_cinder}[project]()
 # Guests live in sessions of their own and outlive this process; there is nothing to tidy up.
 signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
-serve(
-    application, host="127.0.0.1", port=port, threads=12, ident=project, channel_timeout=300
-)
+serve(application, host="127.0.0.1", port=port, threads=12, ident=project, channel_timeout=300)

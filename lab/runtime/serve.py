@@ -20,6 +20,4 @@ if module.startswith("neutron"):
     import sqlalchemy.orm
 
     sqlalchemy.orm.configure_mappers()
-serve(
-    application, host="127.0.0.1", port=port, threads=12, ident=module, channel_timeout=300
-)
+serve(application, host="127.0.0.1", port=port, threads=12, ident=module, channel_timeout=300)

@@ -63,14 +63,8 @@ class Service:
     # --- for the subclasses
     def manage(self, program: str, *arguments: str | Path) -> None:
         """Run one of the service's administration programs."""
-        processes.run(
-            self.layout,
-            self.layout.program(program),
-            "--config-file",
-            self.config_file,
-            *arguments,
-            **self.variables(),
-        )
+        command = [self.layout.program(program), "--config-file", self.config_file, *arguments]
+        processes.run(self.layout, command, self.variables())
 
     def serve(self, module: str) -> list[str | Path]:
         """Return the command that serves the WSGI application of a module."""

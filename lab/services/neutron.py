@@ -37,8 +37,8 @@ extension_drivers = port_security
 {self.shared()}"""
 
     def create_database(self) -> None:
-        python = self.layout.program("python")
-        processes.run(self.layout, python, RUNTIME / "neutron_sqlite.py", self.database_url())
+        python, script = self.layout.program("python"), RUNTIME / "neutron_sqlite.py"
+        processes.run(self.layout, [python, script, self.database_url()])
 
     def command(self) -> list[str | Path]:
         return self.serve("neutron.wsgi.api")

@@ -17,7 +17,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from lab.api import Lab
-from lab.errors import LabError
+from lab.cloud import Refused
 
 SHARED_SERVER = "shared"
 
@@ -77,19 +77,18 @@ def new_volume(lab: Lab) -> Iterator[Callable[..., str]]:
 
 
 def _remove(lab: Lab, volume_id: str) -> None:
-    volume = lab.find_volume(volume_id)
-    if volume is None:
+    try:
+        volume = lab.volume(volume_id)
+    except Refused as refusal:
+        assert refusal.code == 404
         return
     for attachment in volume["attachments"]:
         lab.detach(attachment["server_id"], volume_id)
     for snapshot in lab.member.get("block-storage", "/snapshots/detail")["snapshots"]:
         if snapshot["volume_id"] == volume_id:
+            lab.admin_reset("snapshots", snapshot["id"])
             lab.delete_snapshot(snapshot["id"])
     if volume["status"].startswith("error"):
         # A member may delete a volume in `error`, but not one in `error_deleting`.
-        status = {"os-reset_status": {"status": "error"}}
-        lab.admin.post("block-storage", f"/volumes/{volume_id}/action", status)
-    try:
-        lab.delete_volume(volume_id)
-    except LabError as failure:
-        pytest.fail(f"clean-up left volume {volume_id}: {failure}")
+        lab.admin_reset("volumes", volume_id)
+    lab.delete_volume(volume_id)

@@ -32,8 +32,8 @@ class LabVolumeManager(manager.VolumeManager):
     """Cinder's manager, with the faults of a retype that no driver can produce."""
 
     def retype(self, context, volume, new_type_id, host, **arguments):
-        knob = knobs.all().get("retype")
-        if knob and not knob.fail and knob.ignore:
+        knob = knobs.get("retype")
+        if knob.ignore and not knob.fail:
             # A retype that the cloud accepts (HTTP 202) and drops, as real ones do when their
             # scheduler finds no place: the status goes back and nothing else shows.
             knobs.obey("retype")
@@ -106,12 +106,12 @@ class FileVolumeDriver(driver.VolumeDriver):
         processutils.execute("cp", "--reflink=auto", "--sparse=always", source, draft)
         if size_gib:
             os.truncate(draft, size_gib << 30)
-        os.rename(draft, target)
+        Path(draft).rename(target)
 
     # --- volumes and snapshots
     def create_volume(self, volume):
         knobs.obey("create_volume")
-        with open(self.local_path(volume), "wb") as file:
+        with Path(self.local_path(volume)).open("wb") as file:
             file.truncate(volume.size << 30)
 
     def delete_volume(self, volume):
@@ -142,9 +142,7 @@ class FileVolumeDriver(driver.VolumeDriver):
         self._copy(self.folder / snapshot.name, self.local_path(volume), volume.size)
 
     # --- images
-    def copy_image_to_volume(
-        self, context, volume, image_service, image_id, disable_sparse=False
-    ):
+    def copy_image_to_volume(self, context, volume, image_service, image_id, disable_sparse=False):
         image_utils.fetch_to_raw(
             context,
             image_service,
