@@ -106,8 +106,8 @@ order given when the target becomes the live side and in reverse when the source
 the commit. Parts of the downtime: stop, unmount, copy, compare, release, commit, mount, start.
 A cutover that took itself back is an ended job with outcome ``reverted`` and ``error`` set as well.
 
-**cutback** takes the cutover's request and goes back to the source after a commit; same result, and
-the outcome is ``reverted``.
+**cutback** takes the cutover's request, or nothing when that was the last job, and goes back to the
+source after a commit; same result, and the outcome is ``reverted``.
 """
 
 import base64
@@ -215,11 +215,14 @@ def to_text(raw: bytes) -> str:
     return raw.decode("utf-8", "surrogateescape")
 
 
-def read_bytes(path: str, limit: int = 16 * MIB) -> Optional[bytes]:
-    """The file's content, or None when it is not there or cannot be read."""
+def read_bytes(path: str) -> Optional[bytes]:
+    """The file's content, or None when it is not there or cannot be read.
+
+    In pieces: /proc/sys answers a read of 4 MiB and more with ENOMEM.
+    """
     try:
-        with open(to_bytes(path), "rb") as file:
-            return file.read(limit)
+        with open(to_bytes(path), "rb", buffering=0) as file:
+            return b"".join(iter(lambda: file.read(65536), b""))
     except OSError:
         return None
 
@@ -278,7 +281,7 @@ def write_json(path: str, value: Any, durable: bool = True) -> None:
 
 def read_json(path: str) -> Any:
     """The value in the file, None when there is no such file."""
-    raw = read_bytes(path, 512 * MIB)
+    raw = read_bytes(path)
     return None if raw is None else json.loads(to_text(raw))
 
 
@@ -387,7 +390,7 @@ class Log:
 
     @classmethod
     def tail(cls, path: str, lines: int = 20) -> List[str]:
-        raw = read_bytes(path, 256 * MIB) or b""
+        raw = read_bytes(path) or b""
         return [to_text(line) for line in raw.splitlines()[-lines:]]
 
 
@@ -693,6 +696,8 @@ class MountEntry(NamedTuple):
     fstype: str
     source: str
     super_options: str
+    peers: str
+    """``shared:N`` and ``master:N`` as the line has them: mounts of one group follow each other."""
 
 
 def unescape(text: str) -> str:
@@ -724,6 +729,7 @@ def parse_mountinfo(text: str) -> List[MountEntry]:
                 right[0],
                 unescape(right[1]),
                 unescape(right[2]),
+                " ".join(left[6:]),
             )
         )
     return entries
@@ -1220,15 +1226,16 @@ def scan(place: Place, devices: Set[str], paths: List[str], tell: Callable[[Json
     namespaces: Dict[str, List[MountEntry]] = {}
     for pid in pids:
         name = read_link("{}/{}/ns/mnt".format(place.proc, pid))
-        if not name:
+        # A table is read once for each namespace: hundreds of processes share a few of them.
+        if not name or name in namespaces:
             continue
-        entries = [
+        namespaces[name] = [
             entry for entry in mount_table(place, str(pid)) if device_number(entry) in devices
         ]
-        known = namespaces.setdefault(name, [])
-        known.extend(entry for entry in entries if entry not in known)
-        if name not in (mine, host) and entries and len(known) == len(entries):
-            tell(holder(place, pid, "mount", "namespace", entries[0].target, entries[0].target))
+        hosts = namespaces.get(host, [])
+        holding = [entry for entry in namespaces[name] if not follows(entry, hosts)]
+        if name not in (mine, host) and holding:
+            tell(holder(place, pid, "mount", "namespace", holding[0].target, holding[0].target))
     mount_ids = {entry.id: entry.target for known in namespaces.values() for entry in known}
     anonymous = set(devices)
     for path in paths:
@@ -1243,6 +1250,14 @@ def scan(place: Place, devices: Set[str], paths: List[str], tell: Callable[[Json
             tell(holder(place, pid, "process", how, path, mount))
     for found in kernel_holders(place, paths):
         tell(found)
+
+
+def follows(entry: MountEntry, hosts: List[MountEntry]) -> bool:
+    """Whether an unmount in the guest's own namespace takes this mount along: most services of
+    systemd have a namespace of their own whose mounts follow (mount_namespaces(7), slaves)."""
+    groups = {mark for host in hosts for mark in host.peers.split() if mark.startswith("shared:")}
+    mine = {mark.replace("master:", "shared:") for mark in entry.peers.split()}
+    return bool(groups & mine)
 
 
 def read_link(path: str) -> str:
@@ -1865,6 +1880,8 @@ def verb_start(place: Place, request: Json) -> Json:
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(os.path.join(state_dir, left_over))
             asked_for = {"job": name, "job_id": job_id, "request": request.get("request", {})}
+            if name == "cutback" and not asked_for["request"] and before:
+                asked_for["request"] = before["request"]
             write_json(job.path("job.json"), asked_for)
         kind = supervisor.start(
             installed_agent(state_dir), state_dir, name in ("cutover", "cutback")
@@ -2357,7 +2374,11 @@ def write_table(target: Disk, dump: Dump, grow: bool) -> None:
         ]
         lines.append("{}{} : {}".format(stem, partition.number, ", ".join(fields)))
     script = "\n".join(lines) + "\n"
-    must(["sfdisk", "--force", "--no-reread", "--wipe=never", target.path], 120, to_bytes(script))
+    argv = ["sfdisk", "--force", "--no-reread", "--no-tell-kernel", "--wipe=never", target.path]
+    must(argv, 120, to_bytes(script))
+    ran = run(["partx", "--update", target.path], 60)  # BLKPG: one by one, whatever else is in use
+    if ran.code != 0:
+        must(["blockdev", "--rereadpt", target.path], 60)
 
 
 def make_filesystem(filesystem: Json, source: Device, target: Device, notes: List[str]) -> None:
@@ -4392,6 +4413,9 @@ class Cutover:
             ).as_json()
         self.job.end(result, error)
         return 0
+
+
+NOT_TO_MOUNT = ("seclabel", "subvolid", "sunit", "swidth", "stripe")
 
 
 def options_to_mount(plan: MountPlan) -> str:

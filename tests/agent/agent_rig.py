@@ -1,0 +1,229 @@
+"""The agent run as it is run in a guest: a separate process, JSON in, JSON lines out.
+
+Everything it writes is redirected below one temporary directory, except the devices and mounts,
+which are real loop devices.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+Json = dict[str, Any]
+AGENT = Path(__file__).resolve().parents[2] / "src" / "volferry" / "agent" / "agent.py"
+MIB = 1024 * 1024
+
+
+class Told(Exception):
+    """The agent reported an error."""
+
+    def __init__(self, error: Json) -> None:
+        super().__init__(f"{error['kind']}: {error['what']} ({error['data']})")
+        self.error = error
+        self.kind: str = error["kind"]
+        self.what: str = error["what"]
+
+
+def shell(*argv: str | os.PathLike[str], check: bool = True, **more: Any) -> str:
+    done = subprocess.run(
+        [os.fspath(word) for word in argv], capture_output=True, text=True, check=False, **more
+    )
+    if check and done.returncode != 0:
+        raise AssertionError(f"{argv} ended with {done.returncode}: {done.stderr}{done.stdout}")
+    return done.stdout
+
+
+@dataclass
+class Guest:
+    """One installed agent in a guest of its own directories."""
+
+    root: Path
+    transfer: str = field(default_factory=lambda: f"tr-{uuid.uuid4().hex[:8]}")
+    python: str = sys.executable
+    path: str = field(default_factory=lambda: os.environ["PATH"])
+
+    @property
+    def settings(self) -> Json:
+        return {
+            "base": str(self.root / "base"),
+            "etc": str(self.root / "etc"),
+            "run": str(self.root / "run"),
+        }
+
+    @property
+    def state_dir(self) -> Path:
+        return self.root / "base" / self.transfer
+
+    def call(self, verb: str, **request: Any) -> Json:
+        whole = {"transfer": self.transfer, "settings": self.settings, **request}
+        done = subprocess.run(
+            [self.python, str(AGENT), verb],
+            input=json.dumps(whole).encode(),
+            capture_output=True,
+            env={**os.environ, "PATH": self.path},
+            timeout=120,
+            check=False,
+        )
+        assert done.stderr == b"", done.stderr.decode()
+        assert done.returncode == 0
+        answer = json.loads(done.stdout.splitlines()[-1])
+        if not answer["ok"]:
+            raise Told(answer["error"])
+        result: Json = answer["result"]
+        return result
+
+    def install(self, source: Json) -> Json:
+        (self.root / "etc").mkdir(exist_ok=True)
+        (self.root / "run").mkdir(exist_ok=True)
+        program = base64.b64encode(AGENT.read_bytes()).decode()
+        return self.call("install", source=source, program_b64=program)
+
+    def start(self, job: str, request: Json, job_id: str = "") -> str:
+        job_id = job_id or f"{job}-{uuid.uuid4().hex[:6]}"
+        self.call("start", job=job, job_id=job_id, request=request)
+        return job_id
+
+    def status(self) -> Json:
+        return self.call("status")
+
+    def wait(self, timeout_s: float = 60.0) -> Json:
+        """The status once the job has ended or died."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            status = self.status()
+            if status["state"] in ("ended", "died"):
+                return status
+            assert time.monotonic() < deadline, status
+            time.sleep(0.05)
+
+    def do(self, job: str, request: Json, timeout_s: float = 60.0) -> Json:
+        """Run a job to its end; its result, or its error raised."""
+        self.start(job, request)
+        status = self.wait(timeout_s)
+        assert status["state"] == "ended", status
+        if status["error"]:
+            raise Told(status["error"])
+        result: Json = status["result"]
+        return result
+
+    def kill_everything(self) -> None:
+        """End what a test left behind: only processes that name this guest's directory."""
+        for name in ("supervisor.json", "worker.json"):
+            with contextlib.suppress(OSError, ValueError, KeyError):
+                pid = json.loads((self.state_dir / name).read_text())["pid"]
+                command = Path(f"/proc/{pid}/cmdline").read_bytes()
+                if str(self.root).encode() in command:
+                    os.killpg(pid, signal.SIGKILL)
+
+
+@dataclass
+class Volume:
+    """A backing file and its loop device: a Cinder volume as far as the agent can see."""
+
+    image: Path
+    loop: str
+    volume_id: str
+
+    @property
+    def ref(self) -> Json:
+        size = int(shell("blockdev", "--getsize64", self.loop))
+        return {"volume_id": self.volume_id, "size_bytes": size, "path": self.loop}
+
+    def at(self, partition: int | None = None) -> Json:
+        return {**self.ref, "partition": partition}
+
+    def device(self, partition: int | None = None) -> str:
+        return self.loop if partition is None else f"{self.loop}p{partition}"
+
+    def reread(self) -> None:
+        shell("partx", "--update", self.loop)
+
+
+class Disks:
+    """Makes volumes, and gives every loop device back at the end."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.volumes: list[Volume] = []
+        self.mounted: list[Path] = []
+
+    def blank(self, name: str, size_mib: int = 400) -> Volume:
+        image = self.root / f"{name}.img"
+        with image.open("wb") as file:
+            file.truncate(size_mib * MIB)
+        return self.attach(image, name)
+
+    def clone(self, source: Volume, name: str, size_mib: int | None = None) -> Volume:
+        """A snapshot of a mounted volume: its log is dirty."""
+        image = self.root / f"{name}.img"
+        shell("cp", "--sparse=always", source.image, image)
+        if size_mib is not None:
+            with image.open("r+b") as file:
+                file.truncate(size_mib * MIB)
+        volume = self.attach(image, name)
+        if Path(f"{source.loop}p1").exists():
+            volume.reread()
+        return volume
+
+    def attach(self, image: Path, name: str) -> Volume:
+        loop = shell("losetup", "--find", "--show", image).strip()
+        volume = Volume(image, loop, f"{name}-{uuid.uuid4()}")
+        self.volumes.append(volume)
+        return volume
+
+    def mount(self, device: str, at: Path, options: str = "defaults") -> Path:
+        at.mkdir(parents=True, exist_ok=True)
+        shell("mount", "-o", options, device, at)
+        self.mounted.append(at)
+        return at
+
+    def close(self) -> None:
+        ours = {volume.loop for volume in self.volumes}
+        for _ in range(3):
+            for line in reversed(Path("/proc/self/mountinfo").read_text().splitlines()):
+                target = line.split()[4].replace("\\040", " ")
+                if target.startswith(str(self.root) + "/"):
+                    subprocess.run(["umount", target], capture_output=True, check=False)
+        for volume in self.volumes:
+            subprocess.run(["blockdev", "--setrw", volume.loop], capture_output=True, check=False)
+            subprocess.run(["partx", "-d", volume.loop], capture_output=True, check=False)
+            shell("losetup", "--detach", volume.loop, check=False)
+        assert ours.isdisjoint(loops_of(self.root)), "loop devices are left"
+        for image in self.root.glob("*.img"):
+            image.unlink()
+
+
+def loops_of(root: Path) -> set[str]:
+    lines = shell("losetup", "--noheadings", "--output", "NAME,BACK-FILE").splitlines()
+    return {line.split()[0] for line in lines if str(root) in line}
+
+
+def why_no_loop_devices() -> str:
+    """Empty where loop devices can be made."""
+    if os.geteuid() != 0:
+        return "not root"
+    if not shutil.which("losetup"):
+        return "losetup is missing"
+    found = subprocess.run(["losetup", "--find"], capture_output=True, text=True, check=False)
+    return "" if found.returncode == 0 else f"no loop device: {found.stderr.strip()}"
+
+
+@contextlib.contextmanager
+def disks_in(root: Path) -> Iterator[Disks]:
+    disks = Disks(root)
+    try:
+        yield disks
+    finally:
+        disks.close()
