@@ -285,11 +285,13 @@ class LinuxGuest:
         lost it (a reboot in the middle of a pass).
         """
         status = await self._ask("status", {})
-        begun = status["state"] == "running" and status["job_id"].startswith(f"{job}-{key}-")
-        if not begun:
-            job_id = f"{job}-{key}-{secrets.token_hex(3)}"
-            order = {"job": job, "job_id": job_id, "request": request}
-            await self._ask("start", order)
+        same = status["job_id"].startswith(f"{job}-{key}-")
+        # A cutover that died goes on from its own record when it is started under its own name.
+        taken_up = same and status["state"] == "died" and uninterrupted
+        if not (same and status["state"] == "running"):
+            new_id = f"{job}-{key}-{secrets.token_hex(3)}"
+            job_id = status["job_id"] if taken_up else new_id
+            await self._ask("start", {"job": job, "job_id": job_id, "request": request})
         return await self._wait(scene, job, deadline_s, what, uninterrupted)
 
     async def _wait(
@@ -330,13 +332,12 @@ class LinuxGuest:
 
     async def result_of(self, scene: Scene, job: str, *, deadline_s: float) -> Json | None:
         """The result of a job of this kind that was begun, awaiting its end; None if none was."""
-        try:
-            status = await self._ask("status", {})
-        except Stop:
-            return None
+        status = await self._ask("status", {})
         if status["job"] != job:
             return None
-        if status["state"] == "running":
+        if status["state"] == "died":
+            await self._ask("start", {"job": job, "job_id": status["job_id"], "request": {}})
+        if status["state"] in ("running", "died"):
             return await self._wait(scene, job, deadline_s, job, True)
         return status["result"]  # type: ignore[no-any-return]
 

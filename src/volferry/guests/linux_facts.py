@@ -30,7 +30,6 @@ _PACKAGES: dict[str, str | tuple[str, str, str]] = {
     "python3": "python3",
     "unshare": "util-linux",
     "blkid": "util-linux",
-    "blockdev": "util-linux",
     "mount": ("mount", "util-linux", "util-linux"),
     "umount": ("mount", "util-linux", "util-linux"),
     "sfdisk": ("fdisk", "util-linux", "util-linux"),
@@ -248,7 +247,9 @@ def _holders(raw: Json) -> Iterator[Holder]:
 
 
 def _units(raw: Json) -> Iterator[Unit]:
-    for properties in systemd.show(raw.get("units") or ""):
+    # A unit that was asked for under a short name or an alias comes twice.
+    shown = {p.get("Id", ""): p for p in systemd.show(raw.get("units") or "")}
+    for properties in shown.values():
         if properties.get("LoadState") not in ("not-found", "error", "bad-setting"):
             yield systemd.unit(properties)
 

@@ -72,7 +72,7 @@ class Rsync(Method):
         return any(fs.fstype == "btrfs" for fs in guest.filesystems)
 
     def tools(self, guest: GuestFacts) -> Sequence[Tool]:
-        names = ["rsync", "python3", "unshare", "mount", "umount", "blkid", "blockdev"]
+        names = ["rsync", "python3", "unshare", "mount", "umount", "blkid"]
         for fs in guest.filesystems:
             names.append(f"mkfs.{fs.fstype}")
             names.append({"xfs": "xfs_growfs", "btrfs": "btrfs"}.get(fs.fstype, "resize2fs"))
