@@ -312,21 +312,23 @@ class Engine:
             raise bug from fault
 
     async def _stand_still(self, id: str, state: State, error: errors.VolferryError) -> None:
-        forward = state is not State.ROLLING_BACK
-        if "volferry re" not in error.hint and not isinstance(error, errors.NeedsConsent):
-            error.hint = "\n".join(
-                line
-                for line in (
-                    error.hint,
-                    f"volferry resume {id}     continues from here" if forward else "",
-                    f"volferry rollback {id}   takes back what was done",
-                )
-                if line
-            )
+        back = state is State.ROLLING_BACK
         if isinstance(error, errors.Paused):
             self._stop = False
             self._forget_old_requests(id, "stop")
-        self.store.set_state(id, state, error=_parts(error))
+            if back:
+                error.hint = ""  # it advises to resume
+        asks = isinstance(error, errors.NeedsConsent)
+        if not asks and not any(
+            f"volferry {verb}" in error.hint for verb in ("resume", "rollback")
+        ):
+            ways = [f"volferry rollback {id}   takes back what was done"]
+            if not back:
+                ways.insert(0, f"volferry resume {id}     continues from here")
+            error.hint = "\n".join([error.hint, *ways]).lstrip()
+        if not asks or state is not self.store.transfer(id).state:
+            # A question about a transfer that stands does not replace why it stands.
+            self.store.set_state(id, state, error=_parts(error))
         await self._tell(id, "error", **_parts(error))
 
     def _check_journal(self, id: str) -> None:

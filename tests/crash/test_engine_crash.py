@@ -20,6 +20,9 @@ from volferry.model import State
 from volferry.store import Store
 
 processes = multiprocessing.get_context("forkserver")
+processes.set_forkserver_preload(
+    ["pytest", "volferry.engine", "sqlalchemy.dialects.sqlite", "dbos"]
+)
 FORWARD = range(1, w.FORWARD + 1)
 BACK = range(1, w.BACK + 1)
 FEW = range(1, w.FORWARD + 1, 3)
@@ -28,7 +31,7 @@ FEW = range(1, w.FORWARD + 1, 3)
 def run(target: Any, *args: Any) -> int | None:
     process = processes.Process(target=target, args=args)
     process.start()
-    process.join(60)
+    process.join(300)
     code = process.exitcode
     process.close()
     return code
@@ -55,7 +58,6 @@ Runs = dict[tuple[str, str, int], "Future[dict[str, Path]]"]
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
-    processes.set_forkserver_preload(["dbos", "volferry.engine", "sqlalchemy.dialects.sqlite"])
     base = tmp_path_factory.mktemp("crash")
     fresh, done = base / "fresh", base / "done"
     w.begin(fresh)
@@ -183,7 +185,7 @@ async def test_a_second_process_on_one_transfer_is_refused(tmp_path: Path) -> No
         assert store.transfer(w.ID).state is State.RUNNING
 
     w.World(root).create("second")
-    first.join(30)
+    first.join(300)
     assert first.exitcode == 0
     first.close()
 
@@ -197,7 +199,7 @@ async def test_two_different_transfers_run_at_once(tmp_path: Path) -> None:
     for one in both:
         one.start()
     for one in both:
-        one.join(60)
+        one.join(300)
         assert one.exitcode == 0
         one.close()
 

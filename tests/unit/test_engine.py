@@ -103,6 +103,10 @@ class Rig:
     async def take_back(self, *steps: Step, accept_loss: bool = False) -> Transfer:
         return await self.new(*steps).take_back(ID, accept_loss)
 
+    def stop(self) -> None:
+        assert self.engine is not None
+        self.engine.request_stop()
+
     def kinds(self) -> list[str]:
         return [e.kind for e in self.events]
 
@@ -495,8 +499,7 @@ async def test_a_stop_takes_effect_at_the_next_safe_point(rig: Rig) -> None:
         for n in itertools.count():
             ctx.check_stop()
             if n == 1:
-                assert rig.engine is not None
-                rig.engine.request_stop()
+                rig.stop()
             await ctx.sleep(60)  # wakes up when something is asked
 
     rig.store.request(ID, "set")
@@ -611,7 +614,8 @@ async def test_after_a_rollback_was_refused_a_stopped_transfer_can_still_go_on(r
     with pytest.raises(errors.NeedsConsent):
         await rig.take_back(*steps)
 
-    assert rig.store.transfer(ID).state is State.STOPPED
+    stands = rig.store.transfer(ID)
+    assert (stands.state, stands.error["what"]) == (State.STOPPED, "no")
     assert (await rig.carry(*steps)).state is State.DONE
 
 
@@ -633,7 +637,7 @@ async def test_what_an_interrupted_step_left_needs_consent_too(rig: Rig) -> None
 async def test_a_rollback_cut_short_finishes_when_it_is_repeated(rig: Rig) -> None:
     steps = [Do("a"), Do("cutover", costs=Undo.CONSENT), Do("c")]
     await rig.carry(*steps)
-    steps[0].undo_first = fails(errors.Stop("the cloud is away"))
+    steps[1].undo_first = fails(errors.Stop("the cloud is away"))
     with pytest.raises(errors.Stop) as caught:
         await rig.take_back(*steps, accept_loss=True)
     assert "resume" not in caught.value.hint
@@ -645,6 +649,19 @@ async def test_a_rollback_cut_short_finishes_when_it_is_repeated(rig: Rig) -> No
 
     assert back.state is State.ROLLED_BACK
     assert rig.world == set()
+
+
+async def test_a_rollback_can_be_stopped_and_finished_later(rig: Rig) -> None:
+    steps = [Do("a"), Do("b")]
+    await rig.carry(*steps)
+    steps[1].undo_first = lambda _: rig.stop()
+
+    with pytest.raises(errors.Paused) as caught:
+        await rig.take_back(*steps)
+
+    assert "resume" not in caught.value.hint
+    assert rig.world == {"a"}
+    assert (await rig.take_back(*steps)).state is State.ROLLED_BACK
 
 
 async def test_undoing_is_tried_again_as_well(rig: Rig) -> None:

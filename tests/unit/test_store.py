@@ -345,7 +345,9 @@ def test_listing_does_not_pay_for_the_engine() -> None:
 # ---- several processes ---------------------------------------------------------------------------
 
 processes = multiprocessing.get_context("forkserver")
-processes.set_forkserver_preload(["pytest", "volferry.engine", "sqlalchemy.dialects.sqlite", "dbos"])
+processes.set_forkserver_preload(
+    ["pytest", "volferry.engine", "sqlalchemy.dialects.sqlite", "dbos"]
+)
 
 
 def create_one(root: str, id: str) -> None:
@@ -382,7 +384,7 @@ def test_of_many_processes_one_creates_the_store_and_the_transfer(tmp_path: Path
         one.start()
     codes = []
     for one in many:
-        one.join(60)
+        one.join(300)
         codes.append(one.exitcode)
         one.close()
 
