@@ -25,7 +25,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
-from ruamel.yaml.scalarstring import LiteralScalarString
+from ruamel.yaml.scalarstring import DoubleQuotedScalarString, LiteralScalarString
 
 import volferry
 from volferry import errors
@@ -123,12 +123,17 @@ def _one(name: str) -> str:
 def _block(value: Any) -> Any:
     """Texts of several lines (an fstab) as they were, not as one line full of ``\\n``."""
     if isinstance(value, dict):
-        return CommentedMap({key: _block(item) for key, item in value.items()})
+        return CommentedMap({_word(key): _block(item) for key, item in value.items()})
     if isinstance(value, list):
         return [_block(item) for item in value]
     if isinstance(value, str) and "\n" in value and _literal(value):
         return LiteralScalarString(value)
-    return value
+    return _word(value) if isinstance(value, str) else value
+
+
+def _word(text: str) -> str:
+    """Odd signs are escaped, in quotes: other styles write U+0085 as the end of a line."""
+    return text if text.isprintable() else DoubleQuotedScalarString(text)
 
 
 def _literal(text: str) -> bool:

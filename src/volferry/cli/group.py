@@ -96,6 +96,12 @@ class Program(click.Group):
             formatter.write(f"  {command}\n      {meaning}\n")
         closing(formatter)
 
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError as fault:  # click would end the process with exit code 1
+            raise _ReaderLeft from fault
+
     def main(
         self,
         args: Sequence[str] | None = None,
@@ -111,6 +117,8 @@ class Program(click.Group):
             sys.stdout.flush()
         except (KeyboardInterrupt, click.Abort):
             code = 130
+        except _ReaderLeft:
+            code = _broken_pipe()
         except OSError as fault:
             code = _broken_pipe() if fault.errno == errno.EPIPE else _fail(fault, settings)
         except Exception as fault:  # noqa: BLE001 - the last one who can say it in words
@@ -120,8 +128,12 @@ class Program(click.Group):
         sys.exit(code if isinstance(code, int) else 0)
 
 
+class _ReaderLeft(Exception):
+    """Whoever read our output has read enough."""
+
+
 def _broken_pipe() -> int:
-    """Whoever read has read enough. Without this Python complains once more while it exits."""
+    """The exit code; without this Python complains once more while it exits."""
     devnull = os.open(os.devnull, os.O_WRONLY)
     os.dup2(devnull, sys.stdout.fileno())
     return 128 + 13
@@ -158,7 +170,7 @@ def _usage(fault: click.ClickException) -> tuple[str, str]:
         what = what[:1].lower() + what[1:]
     what = what.splitlines()[0].rstrip(".")
     possible = getattr(fault, "possibilities", None) or []
-    hints = [f"did you mean {' or '.join(possible)}?"] if possible else []
+    hints = [f"did you mean {possible[0]}?"] if possible else []
     ctx = getattr(fault, "ctx", None)
     if ctx is not None:
         hints.append(f"{ctx.command_path} --help")

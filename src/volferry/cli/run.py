@@ -83,7 +83,6 @@ def command(
     leaves at once. Progress goes to stderr, the report at the end to stdout.
     """
     listener = listen.make(settings)
-    listener.begin("plan")
     plan = _plan(settings, what, options, listener)
     _consent(plan, yes)
     from volferry import operations  # noqa: PLC0415 - loads the clouds' libraries
@@ -103,9 +102,14 @@ def _plan(
     settings: Settings, what: tuple[str, ...], options: dict[str, Any], listener: listen.Listener
 ) -> Plan:
     if len(what) == 1:
-        return _from_file(settings, what[0], options)
+        plan = _from_file(settings, what[0], options)
+        listener.begin("plan")
+        listener.tell(essentials(plan))
+        return plan
     if len(what) == 2:
-        plan = make(settings, wanted(settings, *what, options), listener)
+        wishes = wanted(settings, *what, options)
+        listener.begin("plan")
+        plan = make(settings, wishes, listener)
         listener.tell(essentials(plan))
         refuse(plan)
         return plan
@@ -141,7 +145,6 @@ def _from_file(settings: Settings, name: str, options: dict[str, Any]) -> Plan:
     }
     if said(options):
         changes["access"] = access(options)
-    say(essentials(plan))
     # A file may have been edited: however young it is, it is checked again.
     return plan.model_copy(
         update={"wanted": plan.wanted.model_copy(update=changes), "made_at": 0.0}

@@ -100,7 +100,7 @@ class Teller:
         """The lines of one event; none for what the verbosity leaves out."""
         lines = self._event(event)
         if self.verbosity <= QUIET:
-            return [line for line in lines if line.tone == "bad" or isinstance(line, _Labelled)]
+            return lines if event.kind == "error" else []
         if not lines or event.kind in ("phase", "error", "undone"):
             return lines
         return self.begin(phase_of(event)) + lines
@@ -213,10 +213,10 @@ _WORDS: dict[str, Callable[[Teller, Event], list[Line]]] = {
 
 _COLUMNS = (
     ("pass", 5),
-    ("copied", 9),
+    ("copied", 8),
     ("files", 9),
     ("deleted", 7),
-    ("compared", 9),
+    ("compared", 8),
     ("files", 9),
     ("changed", 7),
     ("took", 10),

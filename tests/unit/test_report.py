@@ -1,0 +1,239 @@
+"""The report says what was measured and nothing else, in every form."""
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import cli_world as world
+import pytest
+
+from volferry.model import Event, Outcome, Pass, Result, State
+from volferry.report import lines, planned, story, summary
+
+
+def told(
+    state: State = State.DONE, until: str = "tidy", drop: tuple[str, ...] = (), **changes: Any
+) -> story.Report:
+    steps = list(world.RECEIPTS)
+    reached = steps[: steps.index(until) + 1] if until else []
+    receipts = {step: world.RECEIPTS[step] for step in reached if step not in drop}
+    passes = world.PASSES if "sync" in reached else ()
+    receipts |= changes.pop("receipts", {})
+    step = "" if state is State.DONE else until
+    transfer = world.transfer(state, step, **changes)
+    return story.tell(transfer, world.events(until) if until else [], receipts, passes)
+
+
+def text(report: story.Report) -> str:
+    return "\n".join(line.render(colour=False) for line in summary.summary_lines(report))
+
+
+def test_the_summary_of_a_finished_transfer_has_every_promised_figure() -> None:
+    words = text(told())
+    assert "downtime 3.8 s" in words.splitlines()[0]
+    assert "stop 1.1 s, unmount 0.08 s, copy 0.90 s, verify 0.30 s" in words
+    assert "10,189 files (12.0 GiB) were read from source and target" in words
+    assert world.SOURCE in words and world.TARGET in words
+    assert "detached, read-only" in words
+    assert "remaining   nothing" in words
+
+
+def test_terraform_gets_ids_in_the_form_that_its_provider_imports() -> None:
+    words = text(told())
+    assert f"import openstack_blockstorage_volume_v3.NAME {world.TARGET}" in words
+    ids = f"{world.SERVER}/{world.TARGET}"
+    assert f"import openstack_compute_volume_attach_v2.NAME {ids}" in words
+    assert "tofu" in words
+
+
+def test_a_volume_from_a_snapshot_must_not_be_replaced_by_the_next_apply() -> None:
+    assert any("ignore_changes = [snapshot_id]" in line for line in told().configuration)
+    assert 'volume_type = "cbs-premium"' in told().configuration
+
+
+def test_terraform_is_not_mentioned_while_the_transfer_can_be_taken_back() -> None:
+    assert not told(State.HELD, "cutover").infrastructure
+
+
+def test_what_was_not_compared_is_not_called_verified() -> None:
+    bare = Outcome.model_validate(
+        world.OUTCOME.model_dump()
+        | {"final_pass": world.FINAL.model_copy(update={"files_compared": 0}).model_dump()}
+    )
+    receipt = {**world.RECEIPTS["cutover"], "outcome": bare.model_dump(mode="json")}
+    report = told(receipts={"cutover": receipt})
+    assert report.not_verified == ("14 files of the final pass were copied but not compared",)
+    assert not any("final pass" in line for line in report.verified)
+
+
+def test_passes_without_comparison_say_that_nothing_was_compared() -> None:
+    live = Pass(number=1, files_copied=3, bytes_copied=4)
+    report = story.tell(world.transfer(step="sync"), world.events("prepare"), {}, [live])
+    assert report.verified == ()
+    assert report.not_verified == ("nothing was compared while the service ran",)
+
+
+def test_a_missing_outcome_is_not_measured_instead_of_nought() -> None:
+    report = told(drop=("cutover",))
+    assert report.cutover is None
+    assert "downtime    not measured" in text(report)
+
+
+def test_an_outcome_that_cannot_be_read_claims_nothing() -> None:
+    report = told(receipts={"cutover": {"outcome": {"result": "committed", "odd": 1}}})
+    assert report.cutover is None
+
+
+def test_a_source_that_is_not_read_only_is_work_that_remains() -> None:
+    report = told(drop=("protect",))
+    assert report.source_read_only is None
+    assert any(f"set --read-only {world.SOURCE}" in item for item in report.remaining)
+
+
+def test_what_could_not_be_removed_is_named_for_a_person() -> None:
+    tidy = {**world.RECEIPTS["tidy"], "left": ["/var/lib/volferry/log"]}
+    assert told(receipts={"tidy": tidy}).remaining == ("remove by hand: /var/lib/volferry/log",)
+
+
+def test_a_kept_snapshot_is_named_because_the_source_depends_on_it() -> None:
+    tidy = {**world.RECEIPTS["tidy"], "snapshot_deleted": False}
+    assert any(world.SNAPSHOT in note for note in told(receipts={"tidy": tidy}).notes)
+
+
+def test_each_state_says_what_comes_next() -> None:
+    assert "volferry finish" in told(State.HELD, "cutover").remaining[0]
+    assert "volferry cutover" in told(State.HELD, "sync").remaining[0]
+    assert "volferry resume" in told(State.STOPPED, "attach").remaining[0]
+
+
+def test_a_reverted_cutover_had_a_downtime_too() -> None:
+    gone = {"result": "reverted", "live": "source", "downtime_s": 6.5, "reason": "unit failed"}
+    events = [
+        *world.events("sync"),
+        Event(at=world.BEGAN + 400, transfer=world.ID, step="cutover", kind="outcome", facts=gone),
+    ]
+    report = story.tell(world.transfer(State.STOPPED, "cutover"), events, {}, world.PASSES)
+    assert "6.5 s down, back on the source: unit failed" in text(report)
+
+
+def test_phases_lie_one_after_the_other_on_the_time_line() -> None:
+    spans = told().phases
+    assert [span.name for span in spans] == list(story.PHASES)
+    assert all(span.state == "done" for span in spans)
+    for before, after in itertools.pairwise(spans):
+        assert before.ended_at == after.started_at
+
+
+def test_a_stopped_transfer_shows_where_and_what_it_did_not_reach() -> None:
+    states = {span.name: span.state for span in told(State.STOPPED, "attach").phases}
+    assert states["attach"] == "stopped" and states["sync"] == "not reached"
+
+
+def test_a_report_is_read_from_the_store(tmp_path: Path) -> None:
+    with world.plant(tmp_path) as store:
+        report = story.read(store, "tr-")
+    assert report == told()
+
+
+# ---- events --------------------------------------------------------------------------------------
+
+
+def spoken(events: list[Event], verbosity: int = lines.NORMAL) -> list[str]:
+    teller = lines.Teller(verbosity)
+    return [line.render(colour=False) for event in events for line in teller.tell(event)]
+
+
+def test_the_phases_are_numbered_and_each_promise_has_its_figures() -> None:
+    words = spoken(world.events())
+    heads = [line for line in words if line[:1].isdigit()]
+    assert heads == ["2/6 seed", "3/6 attach", "4/6 sync", "5/6 cutover", "6/6 finish"]
+    assert f"  ok      {world.PROMISES['snapshot']} (3.2 s)" in words
+
+
+def test_passes_are_rows_of_one_table_that_fits_a_terminal() -> None:
+    words = spoken(world.events())
+    heads = [line for line in words if "copied" in line and "compared" in line]
+    assert len(heads) == 1
+    rows = words[words.index(heads[0]) : words.index(heads[0]) + 3]
+    assert len({len(row) for row in rows}) == 1 and len(rows[0]) <= 80
+
+
+def test_a_quiet_listener_hears_errors_only() -> None:
+    assert spoken(world.events(), lines.QUIET) == []
+    gone = Event(at=1, transfer=world.ID, kind="error", facts={"what": "x", "data": "y"})
+    assert spoken([gone], lines.QUIET) == ["error: x", "  y"]
+
+
+def test_an_event_of_an_unknown_kind_is_shown_and_not_lost() -> None:
+    odd = Event(at=1, transfer=world.ID, step="sync", kind="weather", facts={"rain": True})
+    assert any("weather" in line and "rain=true" in line for line in spoken([odd]))
+
+
+def test_escape_sequences_in_events_are_made_visible() -> None:
+    odd = Event(at=1, transfer=world.ID, step="sync", kind="note", facts={"text": "\x1b[2Jx"})
+    assert spoken([odd])[-1].endswith("\\x1b[2Jx")
+
+
+def test_an_error_is_what_happened_then_the_data_then_what_to_do() -> None:
+    shown = [line.render(colour=False) for line in lines.failure("a", "b\nc", "d   e\nf   g")]
+    assert shown == ["error: a", "  b", "  c", "hint: d   e", "      f   g"]
+
+
+def test_colour_carries_nothing_that_the_text_does_not() -> None:
+    line = lines.Line("text", "good", "ok")
+    bare = line.render(colour=True).replace("\x1b[32m", "").replace("\x1b[0m", "")
+    assert bare == line.render(colour=False)
+
+
+def test_progress_tells_bytes_files_rate_and_what_is_left() -> None:
+    said = lines.progress(world.PROGRESS)
+    for part in ("pass 1", "3.0 GiB of 12.0 GiB", "2,345 of 10,190 files", "21.4 MiB/s"):
+        assert part in said
+    assert "7 min 11 s left" in said
+
+
+def test_every_event_has_one_log_line() -> None:
+    for event in world.events():
+        assert "\n" not in lines.logged(event) and event.kind in lines.logged(event)
+
+
+# ---- the plan ------------------------------------------------------------------------------------
+
+
+def plan_text(**changes: Any) -> str:
+    shown = planned.plan_lines(world.plan(**changes))
+    return "\n".join(line.render(colour=False) for line in shown)
+
+
+def test_a_plan_shows_everything_that_a_reviewer_asks_for() -> None:
+    words = plan_text()
+    for part in (
+        "3 checks: 2 ok, 1 warning, 0 refusals; nothing was changed",
+        world.SERVER,
+        world.SOURCE,
+        "/srv/data  (fstab line 4)",
+        "not mirror: it needs LVM",
+        "postgresql.service: last stop took 1.2 s",
+        "by process bash",
+        "hint: end that session",
+        "+100  150 in use  limit 1000",
+        "predicted 4.1 s, fits --max-downtime 10 s",
+        "way back: free",
+    ):
+        assert part in words
+
+
+def test_a_prediction_over_the_budget_says_so() -> None:
+    slow = world.PREDICTION.model_copy(update={"total_s": 31.0})
+    assert "31 s, does not fit --max-downtime 10 s yet" in plan_text(prediction=slow)
+
+
+def test_a_plan_without_a_method_predicts_nothing() -> None:
+    words = plan_text(prediction=None, method="")
+    assert "not measured: no method fits" in words and "none fits" in words
+
+
+@pytest.mark.parametrize("result", list(Result))
+def test_each_result_of_a_check_is_a_word(result: Result) -> None:
+    check = world.plan().checks[0].model_copy(update={"result": result})
+    assert planned.check_lines([check])[0].render(colour=False).strip().startswith(result.value)
