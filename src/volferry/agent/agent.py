@@ -41,6 +41,8 @@ Verbs
 -----
 ``facts``      {refs: [REF], units: [str]?, walk_s: float?}            -> see ``verb_facts``
 ``install``    {transfer, source: REF, program_b64: str}               -> {state_dir, agent, claim}
+               the program's text in base64, as it is or compressed by zlib: Linux takes no argument
+               of a command beyond 128 KiB, and over stdin the request is one
 ``apply``      {transfer, files: [FILE], udev: bool, trigger: [REF], systemd: bool}
                FILE {path, content: str|null, mode: int?, expect: str|null ?}
                                    -> {written: [path], removed: [path], same: [path],
@@ -106,13 +108,15 @@ order given when the target becomes the live side and in reverse when the source
 the commit. Parts of the downtime: stop, unmount, copy, compare, release, commit, mount, start.
 A cutover that took itself back is an ended job with outcome ``reverted`` and ``error`` set as well.
 
-**cutback** takes the cutover's request, or nothing when that was the last job, and goes back to the
-source after a commit; same result, and the outcome is ``reverted``.
+**cutback** takes the cutover's request (an empty one: as the agent kept it) and goes back to the
+source after a commit; same result, and the outcome is ``reverted``. What was written on the target
+since the commit stays there and is not copied back.
 """
 
 import base64
 import collections
 import contextlib
+import ctypes
 import errno
 import fcntl
 import functools
@@ -131,6 +135,7 @@ import sys
 import tempfile
 import threading
 import time
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Set, Tuple
 
@@ -863,6 +868,7 @@ def verb_facts(place: Place, request: Json) -> Json:
         sysblock [{path, kname, dev, size_bytes, ro, serial, vpd_pg80, wwid,
                    partitions: [{number, path, dev, size_bytes}]}]
         sources {volume_id: kname}
+        links {device path: [path]}                     names below /dev/disk that lead to it
         blkid {device path: {TYPE, UUID, LABEL, …}}     of each source disk and its partitions
         sfdisk {disk path: text}                        of each source disk with a table
         tools {name: {path, version}}                   only those that exist
@@ -934,6 +940,7 @@ def verb_facts(place: Place, request: Json) -> Json:
         or asked_json(problems, ["findmnt", "--json"]),
         "sysblock": [disk_as_json(disk) for disk in all_disks(place)],
         "sources": sources,
+        "links": {path: links_to(path) for path in devices.values()},
         "blkid": {path: blkid_or_nothing(problems, path) for path in devices.values()},
         "sfdisk": partition_tables(problems, wanted),
         "tools": find_tools(),
@@ -1397,6 +1404,8 @@ def verb_install(place: Place, request: Json) -> Json:
     """Make the state directory, put the program there under its hash, claim the source volume."""
     transfer = safe_name(request["transfer"], "transfer id")
     program = base64.b64decode(request["program_b64"])
+    if program[:1] == b"\x78":  # no Python program begins with a zlib header
+        program = zlib.decompress(program)
     state_dir = place.state_dir(transfer)
     for folder in (place.base, place.base + "/claims", state_dir):
         trusted_directory(folder)
@@ -1879,9 +1888,8 @@ def verb_start(place: Place, request: Json) -> Json:
             for left_over in ("status.json", "worker.json"):
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(os.path.join(state_dir, left_over))
-            asked_for = {"job": name, "job_id": job_id, "request": request.get("request", {})}
-            if name == "cutback" and not asked_for["request"] and before:
-                asked_for["request"] = before["request"]
+            job_request = remembered_request(job, name, request.get("request") or {})
+            asked_for = {"job": name, "job_id": job_id, "request": job_request}
             write_json(job.path("job.json"), asked_for)
         kind = supervisor.start(
             installed_agent(state_dir), state_dir, name in ("cutover", "cutback")
@@ -1890,6 +1898,19 @@ def verb_start(place: Place, request: Json) -> Json:
         while job.state() == "died" and time.monotonic() < deadline:
             time.sleep(0.02)
     return {"job_id": job_id, "state": job.state(), "supervisor": kind}
+
+
+def remembered_request(job: Job, name: str, request: Json) -> Json:
+    """A cutover's request is kept, so that a cutback need not bring it again."""
+    path = job.path("switch.json")
+    if name == "cutover":
+        write_json(path, request)
+    elif name == "cutback" and not request:
+        kept: Optional[Json] = read_json(path)
+        if kept is None:
+            raise AgentError("refused", "there was no cutover to go back from")
+        return kept
+    return request
 
 
 def installed_agent(state_dir: str) -> str:
@@ -1964,7 +1985,7 @@ def on_sigterm(number: int, frame: Any) -> None:
     raise Stopped("signal {}".format(number))
 
 
-def work(state_dir: str, private: bool) -> int:
+def work(state_dir: str) -> int:
     """Do the job of ``job.json``, or take up what a killed worker left. -> exit code: 0 tells the
     supervisor that there is nothing more to do."""
     place = place_of(state_dir)
@@ -1981,25 +2002,19 @@ def work(state_dir: str, private: bool) -> int:
         job.enter()
         if asked_for["job"] in ("cutover", "cutback"):
             return Cutover(place, job, asked_for).run()
-        if not private:
-            if job.read_status():
-                gone = AgentError("failed", "the job's process died", "nothing is mounted any more")
-                job.end(None, gone.as_json())
-                return 0
-            job.report("starting", force=True)
-        else:
-            lower_priority()
-            result, error = attempt(lambda: run_job(place, job, asked_for))
-            job.end(result, error)
+        if job.read_status():
+            gone = AgentError("failed", "the job's process died", "nothing is mounted any more")
+            job.end(None, gone.as_json())
             return 0
-    argv = private_namespace(
-        [sys.executable, "-I", os.path.abspath(__file__), "work", state_dir, "private"]
-    )
-    os.execve(argv[0], argv, environment())
-    return 1
+        job.report("starting", force=True)
+        lower_priority()
+        result, error = attempt(lambda: run_job(place, job, asked_for))
+        job.end(result, error)
+    return 0
 
 
 def run_job(place: Place, job: Job, asked_for: Json) -> Json:
+    own_namespace()
     if asked_for["job"] == "prepare":
         return Preparation(place, job, asked_for["request"]).run()
     return LivePass(place, job.state_dir, asked_for["request"], job.report).run()
@@ -2036,15 +2051,19 @@ def lower_priority() -> None:
         run(["ionice", "-c", "3", "-p", str(os.getpid())])
 
 
-def private_namespace(argv: List[str]) -> List[str]:
-    """The command that runs ``argv`` with mounts of its own: what it mounts is seen by nobody else
-    and vanishes with it, while an unmount in the guest still reaches it (slave). util-linux before
-    2.26 has no --propagation and leaves it as it was; ``PrivatePass`` sets it then."""
-    program = find_program("unshare")
-    if program is None:
-        raise AgentError("missing", "unshare is not installed in the guest")
-    known = "--propagation" in run([program, "--help"]).out
-    return [program, "--mount"] + (["--propagation", "slave"] if known else []) + ["--"] + argv
+CLONE_NEWNS = 0x00020000  # linux/sched.h
+
+
+def own_namespace() -> None:
+    """Go on in a mount namespace of our own: what is mounted here is seen by nobody else and
+    vanishes with us, while an unmount in the guest still reaches it (slave)."""
+    unshare = getattr(os, "unshare", None)  # Python 3.12
+    if unshare is not None:
+        unshare(CLONE_NEWNS)
+    elif ctypes.CDLL(None, use_errno=True).unshare(CLONE_NEWNS) != 0:
+        number = ctypes.get_errno()
+        raise AgentError("failed", "unshare of the mount namespace: " + os.strerror(number))
+    must(["mount", "--make-rslave", "/"])
 
 
 # ---- job prepare: a target that can be mounted, with a proven identity ---------------------------
@@ -2059,7 +2078,6 @@ class Preparation:
         self.record: Json = read_json(self.record_path) or {}
 
     def run(self) -> Json:
-        make_slave()
         target = resolve(self.place, self.request["target"])
         source = resolve(self.place, self.request["source"])
         if target.dev == source.dev:
@@ -2282,11 +2300,6 @@ class Preparation:
 
 def same_type(found: str, wanted: str) -> bool:
     return found == wanted
-
-
-def make_slave() -> None:
-    """Nothing that is mounted here may reach the guest's own mount table."""
-    must(["mount", "--make-rslave", "/"])
 
 
 def grow_mounted(fstype: str, device: str, at: str) -> None:
@@ -3190,7 +3203,6 @@ class Pass:
         self.locked_paths: List[str] = []
 
     def run(self) -> Json:
-        make_slave()
         began = time.monotonic()
         self.copy_start = time.time()
         offset, boot_id = clock_offset(), self.place.boot_id
@@ -3562,17 +3574,20 @@ def user_command(place: Place, command: str, timeout_s: float, output: str) -> N
 
 class Inside:
     """Runs the final pass in a private mount namespace, made after the source was unmounted: one
-    made before would keep it mounted. The child ends itself when we are gone (its stdin closes)."""
+    made before would keep it mounted. The child ends itself when we are gone (its stdin closes).
+
+    It is started before anything is stopped, because an interpreter takes its time to come up, and
+    takes its namespace when it is told to begin.
+    """
 
     def __init__(self, place: Place, state_dir: str) -> None:
         self.place, self.state_dir = place, state_dir
         self.process: Optional["subprocess.Popen[bytes]"] = None
 
-    def run(self, request: Json, deadline: float, heard: Callable[[Json], None]) -> Json:
-        argv = private_namespace([sys.executable, "-I", os.path.abspath(__file__), "inside"])
+    def prepare(self) -> None:
         with open(os.path.join(self.state_dir, "inside.log"), "ab") as complaints:
             self.process = subprocess.Popen(
-                argv,
+                [sys.executable, "-I", os.path.abspath(__file__), "inside"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=complaints,
@@ -3580,6 +3595,14 @@ class Inside:
                 cwd="/",
                 start_new_session=True,
             )
+        assert self.process.stdout is not None
+        ready = select.select([self.process.stdout], [], [], COMMAND_S)[0]
+        if not ready or not os.read(self.process.stdout.fileno(), 64).startswith(b"{"):
+            self.end()
+            raise AgentError("failed", "the process for the final pass did not come up")
+
+    def run(self, request: Json, deadline: float, heard: Callable[[Json], None]) -> Json:
+        assert self.process is not None
         try:
             return self.listen(self.process, request, deadline, heard)
         finally:
@@ -3630,7 +3653,12 @@ class Inside:
 
 def inside() -> int:
     """The child's side. One thread waits for the end of stdin, which means that the worker died."""
-    spec = json.loads(to_text(sys.stdin.buffer.readline()))
+    say({"ready": True})
+    line = sys.stdin.buffer.readline()
+    if not line:
+        return 0
+    spec = json.loads(to_text(line))
+    own_namespace()  # before any thread is started: a namespace belongs to a thread
 
     def watch() -> None:
         sys.stdin.buffer.read()
@@ -3878,6 +3906,7 @@ class Cutover:
         self.remember_units([unit["name"] for unit in units])
         if self.place.has_systemd:
             self.supervisor.enable()
+        self.inside.prepare()
 
     def same_namespace(self) -> None:
         mine = read_link(self.place.proc + "/self/ns/mnt")
@@ -4438,7 +4467,7 @@ def options_to_mount(plan: MountPlan) -> str:
 PASS_FIELDS = (
     "number", "final", "started_at", "copy_s", "compare_s", "files_total", "files_copied",
     "files_deleted", "bytes_copied", "files_compared", "bytes_compared", "changed_meanwhile",
-    "healed", "watermark",
+    "healed", "watermark", "clock_offset", "boot_id",
 )  # fmt: skip
 
 
@@ -4489,7 +4518,7 @@ def main(argv: List[str]) -> int:
     os.umask(0o077)
     verb = argv[1] if len(argv) > 1 else ""
     if verb == "work":
-        return work(argv[2], private="private" in argv[3:])
+        return work(argv[2])
     if verb == "supervise":
         supervise(argv[2])
         return 0
