@@ -365,7 +365,7 @@ class Store:
                 raise errors.Refused(
                     f"transfer '{id}' is being carried by process {pid}",
                     data="nothing was changed",
-                    hint=f"volferry status {id} --watch   shows what it does",
+                    hint=f"volferry watch {id}   shows what it does",
                 )
             os.ftruncate(lock, 0)
             os.pwrite(lock, str(os.getpid()).encode(), 0)
