@@ -7,7 +7,7 @@ with a transfer id of its own, and removes them.
 import asyncio
 import contextlib
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
@@ -18,7 +18,7 @@ from volferry.cloud import Cloud, CloudVerbs, TypeNotReachable
 from volferry.errors import Doubt, NotFound, Stop, Usage, VolferryError
 from volferry.model import MARK, Progress, Volume
 
-STANDARD, SSD = "cbs-standard", "cbs-ssd"
+STANDARD, IOPS, PREMIUM = "cbs-standard", "cbs-standard-iops", "cbs-premium"
 ABSENT = "00000000-0000-4000-8000-000000000000"
 DEADLINE_S = 60.0
 
@@ -86,25 +86,27 @@ class LabWorld(World):
 
     async def clean(self) -> None:
         self.lab.knobs.reset()
-        snapshots = await self.cloud._ask.list("block-storage", "/snapshots/detail")
-        volumes = await self.cloud._ask.list("block-storage", "/volumes/detail")
-        ours = [v for v in volumes if v["metadata"].get(MARK) == self.mark]
-        for one in snapshots:
-            if one["metadata"].get(MARK) == self.mark:
-                self._mend("snapshots", one)
-                await self.cloud.delete_snapshot(one["id"], self.mark)
-                await self.cloud.wait_deleted("snapshot", one["id"], deadline_s=DEADLINE_S)
-        for one in ours:
-            for attachment in one["attachments"]:
-                await self.cloud.detach(attachment["server_id"], one["id"])
-                await self.cloud.wait_detached(
-                    attachment["server_id"], one["id"], deadline_s=DEADLINE_S
-                )
-        for one in ours:
-            self._mend("volumes", one)
-            await self.cloud.delete_volume(one["id"], self.mark)
-        for one in ours:
-            await self.cloud.wait_deleted("volume", one["id"], deadline_s=DEADLINE_S)
+        await asyncio.gather(*map(self._clean_snapshot, await self._ours("snapshots")))
+        await asyncio.gather(*map(self._clean_volume, await self._ours("volumes")))
+
+    async def _ours(self, kind: str) -> list[dict[str, Any]]:
+        every = await self.cloud._ask.list("block-storage", f"/{kind}/detail")
+        return [one for one in every if one["metadata"].get(MARK) == self.mark]
+
+    async def _clean_snapshot(self, one: dict[str, Any]) -> None:
+        self._mend("snapshots", one)
+        await self.cloud.delete_snapshot(one["id"], self.mark)
+        await self.cloud.wait_deleted("snapshot", one["id"], deadline_s=DEADLINE_S)
+
+    async def _clean_volume(self, one: dict[str, Any]) -> None:
+        if one["status"] in ("reserved", "attaching", "in-use", "detaching"):
+            if one["status"] in ("reserved", "attaching"):
+                await self.cloud.wait_attached(self.server_id, one["id"], deadline_s=DEADLINE_S)
+            await self.cloud.detach(self.server_id, one["id"])
+            await self.cloud.wait_detached(self.server_id, one["id"], deadline_s=DEADLINE_S)
+        self._mend("volumes", one)
+        await self.cloud.delete_volume(one["id"], self.mark)
+        await self.cloud.wait_deleted("volume", one["id"], deadline_s=DEADLINE_S)
 
     def _mend(self, kind: str, one: dict[str, Any]) -> None:
         if one["status"] == "error_deleting":
@@ -113,19 +115,24 @@ class LabWorld(World):
             self.lab.admin.post("block-storage", f"/{kind}/{one['id']}/action", reset)
 
 
+@pytest.fixture(scope="module")
+def real_cloud(lab: Any) -> Iterator[Cloud]:
+    """One login for all tests; a ``Cloud`` belongs to no event loop."""
+    cloud = asyncio.run(Cloud.connect("volferry-lab", config_file=str(lab.clouds_yaml)))
+    yield cloud
+    asyncio.run(cloud.close())
+
+
 @pytest_asyncio.fixture(params=["fake", pytest.param("lab", marks=pytest.mark.lab)])
 async def world(request: pytest.FixtureRequest) -> AsyncIterator[World]:
     if request.param == "fake":
         yield FakeWorld()
         return
     lab, name = request.getfixturevalue("lab"), request.getfixturevalue("server")
-    cloud = await Cloud.connect("volferry-lab", config_file=str(lab.clouds_yaml))
+    cloud = request.getfixturevalue("real_cloud")
     made = LabWorld(cloud, lab, lab.find_server(name)["id"], name)
-    try:
-        yield made
-    finally:
-        await made.clean()
-        await cloud.close()
+    yield made
+    await made.clean()
 
 
 # ---- names and facts -----------------------------------------------------------------------------
@@ -140,7 +147,7 @@ async def test_facts_tell_all_about_a_volume_in_a_server_given_by_name(world: Wo
     assert facts.source.id == volume.id
     assert facts.source.attachments[0].server_id == world.server_id
     assert volume.id in [line.volume_id for line in facts.server_volumes]
-    assert {STANDARD, SSD} <= {one.name for one in facts.types}
+    assert {STANDARD, IOPS, PREMIUM} <= {one.name for one in facts.types}
     assert facts.quota is not None
     assert facts.quota.used["volumes"] >= 1
     assert facts.quota.used[f"gigabytes_{STANDARD}"] >= 1
@@ -210,7 +217,7 @@ async def test_a_volume_is_made_once_and_carries_the_mark(world: World) -> None:
         return await world.cloud.create_volume(
             "contract-once",
             size_gib=2,
-            type=SSD,
+            type=PREMIUM,
             mark=world.mark,
             description="words",
             metadata={"owner": "me"},
@@ -219,7 +226,7 @@ async def test_a_volume_is_made_once_and_carries_the_mark(world: World) -> None:
     first, second = await make(), await make()
     assert first.id == second.id
     ready = await world.cloud.wait_volume(first.id, deadline_s=DEADLINE_S)
-    assert (ready.name, ready.size_gib, ready.type) == ("contract-once", 2, SSD)
+    assert (ready.name, ready.size_gib, ready.type) == ("contract-once", 2, PREMIUM)
     assert ready.description == "words"
     assert ready.metadata == {"owner": "me", MARK: world.mark}
     found = await world.cloud.find_volume(world.mark)
@@ -237,36 +244,55 @@ async def test_two_volumes_with_our_mark_are_a_doubt(world: World) -> None:
     assert other.id in doubt.value.data
 
 
+async def test_a_type_on_the_snapshots_back_end_is_reached_at_once(world: World) -> None:
+    source = await world.new_volume()
+    snapshot_id = await world.new_snapshot(source)
+    made = await world.cloud.create_volume(
+        "contract-target", size_gib=1, type=IOPS, mark=world.mark, snapshot_id=snapshot_id
+    )
+    target = await world.cloud.wait_volume(made.id, deadline_s=DEADLINE_S)
+    assert (target.type, target.snapshot_id) == (IOPS, snapshot_id)
+
+
+async def test_a_type_that_does_not_exist_is_not_found(world: World) -> None:
+    with pytest.raises(NotFound) as wrong:
+        await world.cloud.create_volume("contract-x", size_gib=1, type="gold", mark=world.mark)
+    assert "gold" in wrong.value.what
+    volume = await world.new_volume()
+    with pytest.raises(NotFound):
+        await world.cloud.retype(volume.id, "gold")
+
+
 async def test_a_volume_from_a_snapshot_then_another_type(world: World) -> None:
     source = await world.new_volume()
     snapshot_id = await world.new_snapshot(source)
     with pytest.raises(TypeNotReachable):
         await world.cloud.create_volume(
-            "contract-target", size_gib=1, type=SSD, mark=world.mark, snapshot_id=snapshot_id
+            "contract-target", size_gib=1, type=PREMIUM, mark=world.mark, snapshot_id=snapshot_id
         )
     made = await world.cloud.create_volume(
         "contract-target", size_gib=2, type=STANDARD, mark=world.mark, snapshot_id=snapshot_id
     )
     target = await world.cloud.wait_volume(made.id, deadline_s=DEADLINE_S)
     assert (target.size_gib, target.snapshot_id) == (2, snapshot_id)
-    await world.cloud.retype(target.id, SSD)
-    await world.cloud.retype(target.id, SSD)
-    moved = await world.cloud.wait_retyped(target.id, SSD, deadline_s=DEADLINE_S)
-    assert (moved.type, moved.status) == (SSD, "available")
+    await world.cloud.retype(target.id, PREMIUM)
+    await world.cloud.retype(target.id, PREMIUM)
+    moved = await world.cloud.wait_retyped(target.id, PREMIUM, deadline_s=DEADLINE_S)
+    assert (moved.type, moved.status) == (PREMIUM, "available")
     assert moved.metadata[MARK] == world.mark
-    await world.cloud.retype(target.id, SSD)
-    again = await world.cloud.wait_retyped(target.id, SSD, deadline_s=DEADLINE_S)
-    assert again.type == SSD
+    await world.cloud.retype(target.id, PREMIUM)
+    again = await world.cloud.wait_retyped(target.id, PREMIUM, deadline_s=DEADLINE_S)
+    assert again.type == PREMIUM
 
 
 @pytest.mark.parametrize("how", ["fail", "ignore"])
 async def test_a_retype_that_is_silently_not_done_stops(world: World, how: str) -> None:
     volume = await world.new_volume()
     world.order("retype", **{how: 1})
-    await world.cloud.retype(volume.id, SSD)
+    await world.cloud.retype(volume.id, PREMIUM)
     with pytest.raises(Stop) as stop:
-        await world.cloud.wait_retyped(volume.id, SSD, deadline_s=DEADLINE_S)
-    assert SSD in stop.value.what
+        await world.cloud.wait_retyped(volume.id, PREMIUM, deadline_s=DEADLINE_S)
+    assert PREMIUM in stop.value.what
     assert STANDARD in stop.value.what
 
 
@@ -282,7 +308,7 @@ async def test_a_snapshot_that_ends_in_error_stops_with_the_reason(world: World)
 
 async def test_a_volume_that_ends_in_error_stops_and_can_be_deleted(world: World) -> None:
     world.order("create_volume", fail=-1)
-    made = await world.cloud.create_volume("contract-x", size_gib=1, type=SSD, mark=world.mark)
+    made = await world.cloud.create_volume("contract-x", size_gib=1, type=PREMIUM, mark=world.mark)
     with pytest.raises(Stop) as stop:
         await world.cloud.wait_volume(made.id, deadline_s=DEADLINE_S)
     assert "'error'" in stop.value.what
@@ -294,7 +320,9 @@ async def test_a_volume_that_ends_in_error_stops_and_can_be_deleted(world: World
 async def test_a_wait_ends_at_its_deadline_and_can_be_taken_up_again(world: World) -> None:
     world.order("create_volume", slow_s=4)
     seen: list[Progress] = []
-    made = await world.cloud.create_volume("contract-slow", size_gib=1, type=SSD, mark=world.mark)
+    made = await world.cloud.create_volume(
+        "contract-slow", size_gib=1, type=PREMIUM, mark=world.mark
+    )
     with pytest.raises(Stop) as stop:
         await world.cloud.wait_volume(made.id, deadline_s=1, flag="--fast", progress=seen.append)
     assert "--fast" in stop.value.what
@@ -453,7 +481,7 @@ async def test_a_volume_that_vanishes_during_a_wait_is_a_doubt(world: World) -> 
     await world.cloud.delete_volume(volume.id, world.mark)
     await world.cloud.wait_deleted("volume", volume.id, deadline_s=DEADLINE_S)
     with pytest.raises(Doubt):
-        await world.cloud.wait_retyped(volume.id, SSD, deadline_s=DEADLINE_S)
+        await world.cloud.wait_retyped(volume.id, PREMIUM, deadline_s=DEADLINE_S)
 
 
 async def test_every_request_is_counted(world: World) -> None:

@@ -95,7 +95,11 @@ class FakeCloud(Waits):
         self._messages: dict[str, str] = {}
         self._failed_actions: dict[tuple[str, str], str] = {}
         self._types: dict[str, Type] = {}
-        names = back_ends or {"cbs-standard": "std", "cbs-ssd": "ssd"}
+        names = back_ends or {
+            "cbs-standard": "standard",
+            "cbs-standard-iops": "standard",
+            "cbs-premium": "premium",
+        }
         for name, back_end in names.items():
             self.add_type(name, back_end)
 
@@ -326,7 +330,7 @@ class FakeCloud(Waits):
         if seen.type == type or seen.status == "retyping":
             return
         if type not in self._types:
-            raise Stop(f"cannot retype volume '{volume_id}': Invalid volume_type passed: {type}")
+            raise NotFound(f"cannot retype volume '{volume_id}': there is no type '{type}'")
         if seen.status not in ("available", "in-use"):
             raise Stop(f"cannot retype volume '{volume_id}': it is {seen.status}")
         orders = self._ordered("retype", volume_id, type=type)
@@ -363,7 +367,8 @@ class FakeCloud(Waits):
                 f"volume '{volume_id}' is attached to server '{elsewhere[0]}', "
                 f"expected it free for server '{server_id}'"
             )
-        if any(v.volume_id == volume_id for v in self._lines[server_id]):
+        listed = any(v.volume_id == volume_id for v in self._lines[server_id])
+        if listed or seen.status in ("reserved", "attaching"):
             return
         if seen.status != "available" and not seen.multiattach:
             raise Stop(

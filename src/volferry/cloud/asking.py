@@ -151,13 +151,15 @@ class Asking:
                 if verdict == "ok":
                     return answer
                 if verdict == "final":
-                    raise await self._refused(service, what, answer)
+                    raise await self._refused(service, method, what, answer)
                 problem, wait_s = _busy(service, what, answer, verdict), answer.retry_after_s
                 if isinstance(problem, Unanswered) and not again:
                     raise problem
             await budget.pause(problem, wait_s)
 
-    async def _refused(self, service: Service, what: str, answer: Answer) -> VolferryError:
+    async def _refused(
+        self, service: Service, method: str, what: str, answer: Answer
+    ) -> VolferryError:
         """The error for an answer that will stay the same when asked again."""
         told = f"cannot {what}: {answer.fault} (HTTP {answer.status})"
         where = f"request {answer.request_id} to {service}" if answer.request_id else ""
@@ -169,7 +171,7 @@ class Asking:
                 data="nothing was created",
                 hint="create it with the snapshot's type and retype it, or use --seed blank",
             )
-        if _over_quota(answer):
+        if method == "POST" and _over_quota(answer):
             quota, _ = await self.quota() if service == "block-storage" else (None, "")
             return Stop(
                 told,
@@ -218,7 +220,7 @@ def _busy(service: Service, what: str, answer: Answer, verdict: str) -> Retry:
 def _over_quota(answer: Answer) -> bool:
     if answer.status == 413:
         return not rate_limited(answer)
-    return answer.status == 403 and "quota" in answer.fault.lower()
+    return answer.status == 403 and "quota exceeded" in answer.fault.lower()
 
 
 def _figures(quota: Quota | None) -> str:

@@ -319,14 +319,15 @@ class Waits(ABC):
         reason: Callable[[], Awaitable[str]],
     ) -> T:
         began, interval = self._now(), FIRST_S
-        last = "not seen"
+        last, away = "not seen", ""
         suspected = False
         while True:
             try:
                 seen = await look()
             except Retry as unreachable:
                 # An API that is away for a while must not end a wait of hours: the deadline does.
-                verdict: Done | Going | Failed = Going(f"{last} (then: {unreachable.what})")
+                verdict: Done | Going | Failed = Going(last)
+                away = unreachable.what
             except NotFound as gone:
                 raise Doubt(
                     f"{wait.what} disappeared while it was expected to be {wait.wanted}",
@@ -334,13 +335,13 @@ class Waits(ABC):
                     hint="somebody else deleted it, or the project's quota clean-up did",
                 ) from gone
             else:
-                verdict = judge(seen)
+                verdict, away = judge(seen), ""
             elapsed = self._now() - began
             if isinstance(verdict, Done):
                 return seen
             if isinstance(verdict, Going):
                 suspected, last = False, verdict.seen
-                self._tell(wait, verdict, elapsed)
+                self._tell(wait, verdict, away, elapsed)
             elif verdict.certain or suspected:
                 await self._fail(wait, verdict, reason)
             else:
@@ -349,16 +350,16 @@ class Waits(ABC):
                 continue
             left = wait.deadline_s - elapsed
             if left <= 0:
-                await self._too_late(wait, last, reason)
+                await self._too_late(wait, last, away, reason)
             await self._sleep(min(interval * random.uniform(1 - JITTER, 1 + JITTER), left))  # noqa: S311 - spreads load
             interval = min(interval * GROWTH, LONGEST_S)
 
-    def _tell(self, wait: Wait, going: Going, elapsed: float) -> None:
+    def _tell(self, wait: Wait, going: Going, away: str, elapsed: float) -> None:
         if wait.progress is not None:
             wait.progress(
                 Progress(
                     what=f"{wait.what} {wait.wanted}",
-                    note=going.seen,
+                    note=away or going.seen,
                     elapsed_s=round(elapsed, 3),
                     done_bytes=going.done_bytes,
                     total_bytes=going.total_bytes,
@@ -375,11 +376,13 @@ class Waits(ABC):
             hint="ask the cloud's operator with the id above when the reason does not help",
         )
 
-    async def _too_late(self, wait: Wait, last: str, reason: Callable[[], Awaitable[str]]) -> None:
-        told = await self._told(reason)
+    async def _too_late(
+        self, wait: Wait, last: str, away: str, reason: Callable[[], Awaitable[str]]
+    ) -> None:
+        told = f"its last state is not known: {away}" if away else await self._told(reason)
         raise Stop(
-            f"{wait.what} is still '{last}' after {wait.deadline_s:g} s ({wait.flag}), "
-            f"expected {wait.wanted}",
+            f"{wait.what} {'was' if away else 'is still'} '{last}' after {wait.deadline_s:g} s "
+            f"({wait.flag}), expected {wait.wanted}",
             data=_lines(wait.data, told),
             hint=f"it may still get there: resume with a longer {wait.flag}",
         )

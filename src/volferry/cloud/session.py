@@ -15,6 +15,7 @@ import json
 import os
 import re
 import threading
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -167,9 +168,12 @@ class Session:
         )
         with _translated(self.cloud, f"look up {service}"):
             self._one_region(region, service)
-            data = one.get_endpoint_data()
-        if data is None or not data.url:
-            raise self._no_service(region, service)
+            try:
+                data = one.get_endpoint_data()
+            except ks.EndpointNotFound:
+                data = None
+            if data is None or not data.url:
+                raise self._no_service(region, service)
         self.region = data.region_name or region.get_region_name(service) or self.region
         self._adapters[service] = one
         self._versions[service] = _negotiate(service, data.min_microversion, data.max_microversion)
@@ -229,6 +233,8 @@ def _negotiate(
 def _config(config_file: str, counted: "_Counted") -> loader.OpenStackConfig:
     if config_file and not Path(config_file).is_file():
         raise Usage(f"there is no file '{config_file}' with credentials", data=_NOTHING_DONE)
+    # openstacksdk 4.22 warns at every cloud of an InfluxDB client that nobody asked for.
+    warnings.filterwarnings("ignore", category=PendingDeprecationWarning, module=r"openstack\.")
     return loader.OpenStackConfig(
         config_files=[config_file] if config_file else None,
         # OS_CLIENT_CONFIG_FILE would win over the file that was named on the command line.

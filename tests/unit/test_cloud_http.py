@@ -1,0 +1,678 @@
+"""The real client against a small HTTP stand-in: ways in, retries, microversions, refusals.
+
+The stand-in is a socket of its own, so that cut connections, refused ones and TLS are real.
+"""
+
+import asyncio
+import http.server
+import json
+import os
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from volferry.cloud import Cloud
+from volferry.cloud.retries import Patience, retry_after_s
+from volferry.errors import Doubt, NotFound, Retry, Stop, Usage, VolferryError
+from volferry.model import MARK, CloudFacts
+
+SECRET = "correct horse battery staple"
+VOLUME_ID = "064871a5-0c3d-4d66-a1d0-d948556f9e9d"
+SERVER_ID = "58074d33-df74-46dd-909c-e2cde4b31fb5"
+VOLUME = {"id": VOLUME_ID, "name": "data", "size": 1, "status": "available", "metadata": {}}
+SERVER = {"id": SERVER_ID, "name": "web-03", "status": "ACTIVE", "image": ""}
+
+
+@dataclass
+class Reply:
+    status: int = 200
+    body: Any = None
+    headers: dict[str, str] = field(default_factory=dict)
+    cut: bool = False
+    """Close the connection without an answer."""
+    effect: Callable[[Any], None] = lambda body: None
+    """What the request does, before it is answered or cut."""
+
+
+@dataclass
+class Sent:
+    method: str
+    path: str
+    body: Any
+    headers: dict[str, str]
+
+
+class StandIn:
+    """Keystone, Nova and Cinder on one port; replies are scripted per method and path."""
+
+    def __init__(self) -> None:
+        self.compute: tuple[str, str] = ("2.1", "2.96")
+        self.volume: tuple[str, str] = ("3.0", "3.71")
+        self.regions = ["RegionOne"]
+        self.scoped = True
+        self.is_keystone = True
+        self.sent: list[Sent] = []
+        self.all_requests = 0
+        self.tokens = 0
+        self.refused_tokens: set[str] = set()
+        self._script: dict[tuple[str, str], list[Reply]] = {}
+        stand_in = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self) -> None:
+                stand_in.answer(self)
+
+            do_POST = do_PUT = do_DELETE = do_GET
+
+            def log_message(self, *args: Any) -> None:
+                pass
+
+        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
+        self._thread.start()
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+    def says(self, method: str, path: str, *replies: Reply) -> None:
+        """Replies in order; the last one stays."""
+        self._script[method, path] = list(replies)
+
+    def posts(self, path: str) -> list[Sent]:
+        return [s for s in self.sent if s.method == "POST" and s.path == path]
+
+    def answer(self, handler: http.server.BaseHTTPRequestHandler) -> None:
+        self.all_requests += 1
+        length = int(handler.headers.get("Content-Length") or 0)
+        body = json.loads(handler.rfile.read(length)) if length else None
+        path = handler.path.split("?")[0]
+        reply = self._identity(handler.command, path, body)
+        if reply is None:
+            token = handler.headers.get("X-Auth-Token") or ""
+            self.sent.append(Sent(handler.command, path, body, dict(handler.headers)))
+            if token in self.refused_tokens:
+                reply = Reply(401, {"error": {"code": 401, "message": "expired"}})
+            else:
+                replies = self._script.get((handler.command, path), [Reply(404)])
+                reply = replies.pop(0) if len(replies) > 1 else replies[0]
+        reply.effect(body)
+        if reply.cut:
+            handler.close_connection = True
+            handler.connection.shutdown(socket.SHUT_RDWR)
+            return
+        data = reply.body if isinstance(reply.body, str) else json.dumps(reply.body)
+        kind = "text/html" if isinstance(reply.body, str) else "application/json"
+        raw = b"" if reply.body is None else data.encode()
+        handler.send_response(reply.status)
+        for name, value in {"Content-Type": kind, **reply.headers}.items():
+            handler.send_header(name, value)
+        handler.send_header("Content-Length", str(len(raw)))
+        handler.end_headers()
+        handler.wfile.write(raw)
+
+    def _identity(self, method: str, path: str, body: Any) -> Reply | None:
+        if not self.is_keystone:
+            return Reply(404, "<html><head><title>x</title></head>nothing here</html>")
+        if path in ("/v3", "/v3/"):
+            links = [{"rel": "self", "href": f"{self.url}/v3/"}]
+            return Reply(body={"version": {"id": "v3.14", "status": "stable", "links": links}})
+        if path == "/v3/auth/tokens":
+            if body["auth"]["identity"]["password"]["user"]["password"] != SECRET:
+                error = {"code": 401, "message": f"no: {SECRET}", "title": "Unauthorized"}
+                return Reply(401, {"error": error})
+            self.tokens += 1
+            return Reply(201, self._token(), {"X-Subject-Token": f"token-{self.tokens}"})
+        if path in ("/compute/v2.1", "/compute/v2.1/"):
+            return Reply(body={"version": self._version("v2.1", "compute/v2.1", self.compute)})
+        if path in ("/volume/v3", "/volume/v3/"):
+            return Reply(body={"versions": [self._version("v3.0", "volume/v3", self.volume)]})
+        return None
+
+    def _version(self, name: str, path: str, span: tuple[str, str]) -> dict[str, Any]:
+        links = [{"rel": "self", "href": f"{self.url}/{path}/"}]
+        return {
+            "id": name,
+            "status": "CURRENT",
+            "min_version": span[0],
+            "version": span[1],
+            "links": links,
+        }
+
+    def _token(self) -> dict[str, Any]:
+        def endpoints(path: str) -> list[dict[str, str]]:
+            return [
+                {
+                    "id": region,
+                    "interface": "public",
+                    "region_id": region,
+                    "region": region,
+                    "url": f"{self.url}/{path}",
+                }
+                for region in self.regions
+            ]
+
+        catalog = [
+            {"type": "compute", "name": "nova", "id": "1", "endpoints": endpoints("compute/v2.1")},
+            {"type": "volumev3", "name": "cinder", "id": "2", "endpoints": endpoints("volume/v3")},
+        ]
+        token: dict[str, Any] = {
+            "expires_at": "2099-01-01T00:00:00.000000Z",
+            "issued_at": "2026-01-01T00:00:00.000000Z",
+            "methods": ["password"],
+            "user": {"id": "u", "name": "demo", "domain": {"id": "default", "name": "Default"}},
+            "catalog": catalog,
+        }
+        if self.scoped:
+            domain = {"id": "default", "name": "Default"}
+            token["project"] = {"id": "p1", "name": "demo", "domain": domain}
+        return {"token": token}
+
+
+@pytest.fixture
+def cloud_api(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[StandIn]:
+    for name in [n for n in os.environ if n.startswith("OS_")]:
+        monkeypatch.delenv(name)
+    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    stand_in = StandIn()
+    yield stand_in
+    stand_in.close()
+
+
+def clouds_yaml(path: Path, **clouds: dict[str, Any]) -> str:
+    written = path / "clouds.yaml"
+    written.write_text(json.dumps({"clouds": clouds}))  # JSON is YAML
+    return str(written)
+
+
+def password(url: str, secret: str = SECRET, **more: Any) -> dict[str, Any]:
+    auth = {
+        "auth_url": f"{url}/v3",
+        "username": "demo",
+        "password": secret,
+        "project_name": "demo",
+        "user_domain_id": "default",
+        "project_domain_id": "default",
+    }
+    return {"auth": auth, "region_name": "RegionOne", **more}
+
+
+class Pauses:
+    """Sleeps that are written down instead of slept."""
+
+    def __init__(self, budget_s: float = 60) -> None:
+        self.slept: list[float] = []
+        self.clock = 0.0
+        self.patience = Patience(budget_s=budget_s, sleep=self._sleep, now=lambda: self.clock)
+
+    async def _sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        self.clock += seconds
+        await asyncio.sleep(0)
+
+
+async def connect(stand_in: StandIn, pauses: Pauses | None = None) -> Cloud:
+    cloud = await Cloud.connect(
+        "here", config_file=clouds_yaml(Path.cwd(), here=password(stand_in.url))
+    )
+    return Cloud(cloud._wire, pauses.patience) if pauses else cloud
+
+
+def all_of(error: VolferryError) -> str:
+    return "\n".join((error.what, error.data, error.hint, str(error)))
+
+
+# ---- ways in -------------------------------------------------------------------------------------
+
+
+async def test_connecting_authenticates_and_finds_both_services(cloud_api: StandIn) -> None:
+    cloud = await connect(cloud_api)
+    cloud_api.says("GET", f"/volume/v3/volumes/{VOLUME_ID}", Reply(body={"volume": VOLUME}))
+    assert (await cloud.volume(VOLUME_ID)).name == "data"
+    sent = cloud_api.sent[-1]
+    assert sent.headers["OpenStack-API-Version"] == "volume 3.71"
+    assert sent.headers["User-Agent"].startswith("volferry")
+    assert cloud.api_calls == cloud_api.all_requests
+    await cloud.close()
+
+
+async def test_os_variables_and_os_cloud_are_heeded(
+    cloud_api: StandIn, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    file = clouds_yaml(tmp_path, one=password("http://127.0.0.1:9"), two=password(cloud_api.url))
+    monkeypatch.setenv("OS_CLIENT_CONFIG_FILE", file)
+    monkeypatch.setenv("OS_CLOUD", "two")
+    await (await Cloud.connect()).close()
+    monkeypatch.delenv("OS_CLOUD")
+    Path(file).unlink()
+    for name, value in password(cloud_api.url)["auth"].items():
+        monkeypatch.setenv(f"OS_{name.upper()}", value)
+    await (await Cloud.connect()).close()
+
+
+async def test_no_cloud_at_all_says_where_to_put_one(
+    cloud_api: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The SDK decides at its import where it looks, so the folder of this test is too late.
+    monkeypatch.setattr("openstack.config.loader.CONFIG_FILES", [])
+    with pytest.raises(Usage) as wrong:
+        await Cloud.connect()
+    assert "no cloud is configured" in wrong.value.what
+    assert "clouds.yaml" in wrong.value.hint
+
+
+async def test_an_unknown_cloud_is_answered_with_those_that_exist(
+    cloud_api: StandIn, tmp_path: Path
+) -> None:
+    file = clouds_yaml(tmp_path, alpha=password(cloud_api.url), beta=password(cloud_api.url))
+    for asked in ("gamma", ""):
+        with pytest.raises(Usage) as wrong:
+            await Cloud.connect(asked, config_file=file)
+        assert "alpha, beta" in wrong.value.what
+    with pytest.raises(Usage):
+        await Cloud.connect("alpha", config_file=str(tmp_path / "nowhere.yaml"))
+
+
+async def test_incomplete_credentials_name_what_is_missing(tmp_path: Path) -> None:
+    half = {"auth": {"username": "demo", "password": SECRET}}
+    with pytest.raises(Usage) as wrong:
+        await Cloud.connect("half", config_file=clouds_yaml(tmp_path, half=half))
+    assert "auth_url" in wrong.value.what
+    assert SECRET not in all_of(wrong.value)
+
+
+async def test_refused_credentials_do_not_show_the_secret(
+    cloud_api: StandIn, tmp_path: Path
+) -> None:
+    file = clouds_yaml(tmp_path, here=password(cloud_api.url, "hunter2-is-secret"))
+    with pytest.raises(Usage) as wrong:
+        await Cloud.connect("here", config_file=file)
+    assert "refused the credentials (HTTP 401)" in wrong.value.what
+    assert "hunter2" not in all_of(wrong.value)
+    assert SECRET not in all_of(wrong.value)
+
+
+async def test_a_region_without_block_storage_is_answered_with_those_that_have_it(
+    cloud_api: StandIn, tmp_path: Path
+) -> None:
+    cloud_api.regions = ["North", "South"]
+    entry = password(cloud_api.url)
+    del entry["region_name"]
+    file = clouds_yaml(tmp_path, here=entry)
+    with pytest.raises(Usage) as wrong:
+        await Cloud.connect("here", "East", config_file=file)
+    assert "'East'" in wrong.value.what
+    assert "North, South" in wrong.value.what
+    with pytest.raises(Usage) as wrong:
+        await Cloud.connect("here", config_file=file)
+    assert "none was chosen: North, South" in wrong.value.what
+    cloud = await Cloud.connect("here", "South", config_file=file)
+    assert cloud._wire.region == "South"
+    await cloud.close()
+
+
+async def test_credentials_without_a_project_are_refused(cloud_api: StandIn) -> None:
+    cloud_api.scoped = False
+    with pytest.raises(Usage) as wrong:
+        await connect(cloud_api)
+    assert "no project" in wrong.value.what
+
+
+async def test_what_is_not_keystone_is_told_so(cloud_api: StandIn) -> None:
+    cloud_api.is_keystone = False
+    with pytest.raises(Usage) as wrong:
+        await connect(cloud_api)
+    assert "auth_url" in wrong.value.hint
+
+
+async def test_a_refused_connection_is_worth_another_try(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    entry = password(f"http://user:{SECRET.split(maxsplit=1)[0]}@127.0.0.1:{port}")
+    with pytest.raises(Retry) as lost:
+        await Cloud.connect("here", config_file=clouds_yaml(tmp_path, here=entry))
+    assert "Connection refused" in lost.value.what
+    assert SECRET.split(maxsplit=1)[0] not in all_of(lost.value)
+
+
+async def test_a_name_that_does_not_resolve_is_worth_another_try(tmp_path: Path) -> None:
+    entry = password("http://keystone.invalid:5000")
+    with pytest.raises(Retry) as lost:
+        await Cloud.connect("here", config_file=clouds_yaml(tmp_path, here=entry))
+    assert "cannot be reached" in lost.value.what
+
+
+async def test_tls_that_cannot_be_trusted_stops(cloud_api: StandIn, tmp_path: Path) -> None:
+    entry = password(cloud_api.url.replace("http:", "https:"))
+    with pytest.raises(Stop) as stop:
+        await Cloud.connect("here", config_file=clouds_yaml(tmp_path, here=entry))
+    assert "cacert" in stop.value.hint
+
+
+# ---- retries -------------------------------------------------------------------------------------
+
+
+async def test_reading_goes_on_through_503_cuts_and_409(cloud_api: StandIn) -> None:
+    pauses = Pauses()
+    cloud = await connect(cloud_api, pauses)
+    html = "<html><style>b{}</style><h1>502 Bad Gateway</h1></html>"
+    cloud_api.says(
+        "GET",
+        f"/volume/v3/volumes/{VOLUME_ID}",
+        Reply(503),
+        Reply(cut=True),
+        Reply(502, html),
+        Reply(200, html),
+        Reply(body={"volume": VOLUME}),
+    )
+    with pytest.raises(Retry) as not_json:
+        await cloud.volume(VOLUME_ID)
+    assert "without 'volume'" in not_json.value.what
+    assert (await cloud.volume(VOLUME_ID)).id == VOLUME_ID
+    assert len(pauses.slept) == 3
+    await cloud.close()
+
+
+async def test_retry_after_is_honoured_and_patience_ends(cloud_api: StandIn) -> None:
+    pauses = Pauses(budget_s=20)
+    cloud = await connect(cloud_api, pauses)
+    path = f"/volume/v3/volumes/{VOLUME_ID}"
+    cloud_api.says(
+        "GET", path, Reply(429, headers={"Retry-After": "7"}), Reply(body={"volume": VOLUME})
+    )
+    await cloud.volume(VOLUME_ID)
+    assert 7 <= pauses.slept[0] < 8
+    cloud_api.says("GET", path, Reply(429, headers={"Retry-After": "600"}))
+    with pytest.raises(Retry) as busy:
+        await cloud.volume(VOLUME_ID)
+    assert "asks to wait 600 s" in busy.value.what
+    assert len(pauses.slept) == 1
+    cloud_api.says("GET", path, Reply(503))
+    with pytest.raises(Retry):
+        await cloud.volume(VOLUME_ID)
+    assert pauses.clock <= 28
+    await cloud.close()
+
+
+def test_retry_after_may_be_a_date() -> None:
+    assert retry_after_s({}) is None
+    assert retry_after_s({"Retry-After": "soon"}) is None
+    assert retry_after_s({"Retry-After": "3"}) == 3
+    assert retry_after_s({"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}) == 0
+
+
+class Snapshots:
+    """The snapshots of the stand-in, so that an effect outlives its lost answer."""
+
+    def __init__(self, api: StandIn) -> None:
+        self.made: list[dict[str, Any]] = []
+        self.api = api
+        api.says("GET", "/volume/v3/snapshots/detail", Reply(body={"snapshots": self.made}))
+
+    def make(self, body: Any) -> None:
+        new = {**body["snapshot"], "id": f"snap-{len(self.made)}", "status": "creating"}
+        self.made.append(new)
+
+
+async def test_a_lost_answer_makes_no_second_snapshot(cloud_api: StandIn) -> None:
+    cloud = await connect(cloud_api, Pauses())
+    snapshots = Snapshots(cloud_api)
+    cloud_api.says("POST", "/volume/v3/snapshots", Reply(cut=True, effect=snapshots.make))
+    made = await cloud.create_snapshot(VOLUME_ID, "s", "tr-1")
+    assert made.id == "snap-0"
+    assert len(cloud_api.posts("/volume/v3/snapshots")) == 1
+    await cloud.close()
+
+
+@pytest.mark.parametrize("lost", [Reply(cut=True), Reply(500), Reply(504), Reply(429)])
+async def test_a_lost_request_is_sent_again(cloud_api: StandIn, lost: Reply) -> None:
+    cloud = await connect(cloud_api, Pauses())
+    snapshots = Snapshots(cloud_api)
+    accepted = Reply(202, {"snapshot": {"id": "snap-0", "status": "creating"}})
+    accepted.effect = snapshots.make
+    cloud_api.says("POST", "/volume/v3/snapshots", lost, accepted)
+    assert (await cloud.create_snapshot(VOLUME_ID, "s", "tr-1")).id == "snap-0"
+    assert len(cloud_api.posts("/volume/v3/snapshots")) == 2
+    await cloud.close()
+
+
+async def test_a_request_that_was_only_slow_ends_in_a_doubt(cloud_api: StandIn) -> None:
+    cloud = await connect(cloud_api, Pauses())
+    snapshots = Snapshots(cloud_api)
+    accepted = Reply(202, {"snapshot": {"id": "snap-1", "status": "creating"}})
+
+    def both(body: Any) -> None:  # the first one shows up only now
+        snapshots.make(body)
+        snapshots.make(body)
+
+    accepted.effect = both
+    cloud_api.says("POST", "/volume/v3/snapshots", Reply(cut=True), accepted)
+    with pytest.raises(Doubt) as doubt:
+        await cloud.create_snapshot(VOLUME_ID, "s", "tr-1")
+    assert "snap-0" in doubt.value.data
+    assert "snap-1" in doubt.value.data
+    await cloud.close()
+
+
+async def test_an_expired_token_is_replaced(cloud_api: StandIn) -> None:
+    cloud = await connect(cloud_api, Pauses())
+    cloud_api.says("GET", f"/volume/v3/volumes/{VOLUME_ID}", Reply(body={"volume": VOLUME}))
+    cloud_api.refused_tokens.add("token-1")
+    assert (await cloud.volume(VOLUME_ID)).id == VOLUME_ID
+    assert cloud_api.tokens == 2
+    cloud_api.refused_tokens |= {"token-2", "token-3"}
+    with pytest.raises(VolferryError) as refused:
+        await cloud.volume(VOLUME_ID)
+    assert "401" in refused.value.what
+    await cloud.close()
+
+
+async def test_a_busy_server_is_asked_again_and_a_locked_one_is_not(cloud_api: StandIn) -> None:
+    pauses = Pauses()
+    cloud = await connect(cloud_api, pauses)
+    path = f"/compute/v2.1/servers/{SERVER_ID}/os-volume_attachments"
+    cloud_api.says("GET", f"/volume/v3/volumes/{VOLUME_ID}", Reply(body={"volume": VOLUME}))
+    cloud_api.says("GET", path, Reply(body={"volumeAttachments": []}))
+
+    def conflict(message: str) -> Reply:
+        return Reply(409, {"conflictingRequest": {"code": 409, "message": message}})
+
+    busy = conflict("Cannot 'attach_volume' instance while it is in task_state rebooting")
+    cloud_api.says("POST", path, busy, busy, Reply(202))
+    await cloud.attach(SERVER_ID, VOLUME_ID)
+    assert len(cloud_api.posts(path)) == 3
+    cloud_api.says("POST", path, conflict(f"Instance {SERVER_ID} is locked"))
+    with pytest.raises(Stop) as stop:
+        await cloud.attach(SERVER_ID, VOLUME_ID)
+    assert "is locked" in stop.value.what
+    await cloud.close()
+
+
+async def test_a_lost_detach_is_not_sent_to_a_volume_that_is_leaving(cloud_api: StandIn) -> None:
+    cloud = await connect(cloud_api, Pauses())
+    path = f"/compute/v2.1/servers/{SERVER_ID}/os-volume_attachments"
+    attached = {"volumeAttachments": [{"volumeId": VOLUME_ID, "device": "/dev/vdb"}]}
+    cloud_api.says("GET", path, Reply(body=attached))
+    cloud_api.says(
+        "GET",
+        f"/volume/v3/volumes/{VOLUME_ID}",
+        Reply(body={"volume": {**VOLUME, "status": "in-use"}}),
+        Reply(body={"volume": {**VOLUME, "status": "detaching"}}),
+    )
+    cloud_api.says("DELETE", f"{path}/{VOLUME_ID}", Reply(cut=True))
+    await cloud.detach(SERVER_ID, VOLUME_ID)
+    assert [s.method for s in cloud_api.sent].count("DELETE") == 1
+    await cloud.close()
+
+
+# ---- refusals ------------------------------------------------------------------------------------
+
+QUOTA = {"gigabytes": {"limit": 10, "in_use": 9, "reserved": 0}, "volumes": {"limit": -1}}
+
+
+async def test_an_exceeded_quota_stops_with_its_figures(cloud_api: StandIn) -> None:
+    pauses = Pauses()
+    cloud = await connect(cloud_api, pauses)
+    message = "VolumeSizeExceedsAvailableQuota: Requested volume exceeds allowed gigabytes quota."
+    over = {"overLimit": {"code": 413, "message": message, "retryAfter": "0"}}
+    cloud_api.says("POST", "/volume/v3/volumes", Reply(413, over, {"Retry-After": "0"}))
+    cloud_api.says("GET", "/volume/v3/volumes/detail", Reply(body={"volumes": []}))
+    cloud_api.says("GET", "/volume/v3/os-quota-sets/p1", Reply(body={"quota_set": QUOTA}))
+    with pytest.raises(Stop) as stop:
+        await cloud.create_volume("t", size_gib=5, type="fast", mark="tr-1")
+    assert "exceeds allowed gigabytes quota" in stop.value.what
+    assert "gigabytes: 9 of 10 used" in stop.value.data
+    assert pauses.slept == []
+    await cloud.close()
+
+
+async def test_a_rate_limit_of_old_is_no_quota(cloud_api: StandIn) -> None:
+    pauses = Pauses()
+    cloud = await connect(cloud_api, pauses)
+    limited = {"overLimitFault": {"code": 413, "message": "This request was rate-limited."}}
+    cloud_api.says(
+        "GET",
+        f"/volume/v3/volumes/{VOLUME_ID}",
+        Reply(413, limited, {"Retry-After": "2"}),
+        Reply(body={"volume": VOLUME}),
+    )
+    await cloud.volume(VOLUME_ID)
+    assert pauses.slept[0] >= 2
+    await cloud.close()
+
+
+async def facts_from(api: StandIn, cloud: Cloud, quota: Reply) -> CloudFacts:
+    api.says("GET", f"/compute/v2.1/servers/{SERVER_ID}", Reply(body={"server": SERVER}))
+    api.says("GET", f"/volume/v3/volumes/{VOLUME_ID}", Reply(body={"volume": VOLUME}))
+    path = f"/compute/v2.1/servers/{SERVER_ID}/os-volume_attachments"
+    lines = [{"volumeId": "root", "device": "/dev/vda"}, {"id": VOLUME_ID, "device": "/dev/vdb"}]
+    api.says("GET", path, Reply(body={"volumeAttachments": lines}))
+    api.says("GET", "/volume/v3/types", Reply(body={"volume_types": [{"id": "1", "name": "fast"}]}))
+    api.says("GET", "/volume/v3/os-quota-sets/p1", quota)
+    return await cloud.facts(SERVER_ID, VOLUME_ID)
+
+
+async def test_facts_do_without_a_quota_that_policy_hides(cloud_api: StandIn) -> None:
+    cloud = await connect(cloud_api, Pauses())
+    forbidden = {"forbidden": {"code": 403, "message": "Policy doesn't allow quotas:show"}}
+    facts = await facts_from(cloud_api, cloud, Reply(403, forbidden))
+    assert facts.quota is None
+    assert "Policy doesn't allow" in facts.quota_error
+    assert facts.server.root_device == "/dev/vda"
+    facts = await facts_from(cloud_api, cloud, Reply(body={"quota_set": QUOTA}))
+    assert facts.quota is not None
+    assert facts.quota.limits == {"gigabytes": 10, "volumes": -1}
+    await cloud.close()
+
+
+async def test_lists_are_read_to_their_last_page(cloud_api: StandIn) -> None:
+    cloud = await connect(cloud_api, Pauses())
+    ours = {**VOLUME, "id": "ours", "metadata": {MARK: "tr-1"}}
+    more = [{"rel": "next", "href": "…"}]
+    cloud_api.says(
+        "GET",
+        "/volume/v3/volumes/detail",
+        Reply(body={"volumes": [VOLUME], "volumes_links": more}),
+        Reply(body={"volumes": [ours]}),
+    )
+    found = await cloud.find_volume("tr-1")
+    assert found is not None
+    assert found.id == "ours"
+    await cloud.close()
+
+
+async def test_the_newest_user_message_explains_a_failure(cloud_api: StandIn) -> None:
+    cloud = await connect(cloud_api, Pauses())
+    failed = {**VOLUME, "status": "error"}
+    cloud_api.says("GET", f"/volume/v3/volumes/{VOLUME_ID}", Reply(body={"volume": failed}))
+
+    def message(when: str, text: str, about: str = VOLUME_ID) -> dict[str, str]:
+        return {"created_at": when, "user_message": text, "resource_uuid": about}
+
+    messages = [
+        message("2026-01-02T00:00:00", "create volume:no room"),
+        message("2026-01-01T00:00:00", "create volume:old"),
+        message("2026-01-03T00:00:00", "create volume:of another", "x"),
+    ]
+    cloud_api.says("GET", "/volume/v3/messages", Reply(body={"messages": messages}))
+    with pytest.raises(Stop) as stop:
+        await cloud.wait_volume(VOLUME_ID, deadline_s=5)
+    assert "no room" in stop.value.data
+    assert "old" not in stop.value.data
+    cloud_api.says("GET", "/volume/v3/messages", Reply(404))
+    with pytest.raises(Stop) as stop:
+        await cloud.wait_volume(VOLUME_ID, deadline_s=5)
+    assert "'error'" in stop.value.what
+    await cloud.close()
+
+
+async def test_a_strange_id_cannot_leave_its_path(cloud_api: StandIn) -> None:
+    cloud = await connect(cloud_api, Pauses())
+    with pytest.raises(NotFound):
+        await cloud.volume("../servers/x?y")
+    assert cloud_api.sent[-1].path == "/volume/v3/volumes/..%2Fservers%2Fx%3Fy"
+    await cloud.close()
+
+
+# ---- microversions -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("compute", "volume", "sent_compute", "sent_volume", "force", "flag"),
+    [
+        (("2.1", "2.53"), ("3.0", "3.44"), "2.53", "3.44", True, False),
+        (("2.1", "2.79"), ("3.0", "3.59"), "2.79", "3.59", True, True),
+        (("2.1", "2.96"), ("3.0", "3.71"), "2.96", "3.71", False, True),
+        (("2.1", "2.104"), ("3.0", "3.99"), "2.101", "3.71", False, True),
+        (("2.103", "2.120"), ("3.80", "3.99"), "2.103", "3.80", False, True),
+    ],
+)
+async def test_microversions_are_negotiated(
+    cloud_api: StandIn,
+    compute: tuple[str, str],
+    volume: tuple[str, str],
+    sent_compute: str,
+    sent_volume: str,
+    force: bool,
+    flag: bool,
+) -> None:
+    cloud_api.compute, cloud_api.volume = compute, volume
+    cloud = await connect(cloud_api, Pauses())
+    facts = await facts_from(cloud_api, cloud, Reply(body={"quota_set": {}}))
+    assert (facts.compute_version, facts.block_storage_version) == (sent_compute, sent_volume)
+
+    snapshots = Snapshots(cloud_api)
+    accepted = Reply(202, {"snapshot": {"id": "snap-0"}}, effect=snapshots.make)
+    cloud_api.says("POST", "/volume/v3/snapshots", accepted)
+    await cloud.create_snapshot(VOLUME_ID, "s", "tr-1")
+    post = cloud_api.posts("/volume/v3/snapshots")[0]
+    assert post.headers["OpenStack-API-Version"] == f"volume {sent_volume}"
+    assert post.body["snapshot"].get("force", False) is force
+
+    path = f"/compute/v2.1/servers/{SERVER_ID}/os-volume_attachments"
+    cloud_api.says("GET", path, Reply(body={"volumeAttachments": []}))
+    cloud_api.says("POST", path, Reply(202))
+    await cloud.attach(SERVER_ID, VOLUME_ID)
+    post = cloud_api.posts(path)[0]
+    assert post.headers["OpenStack-API-Version"] == f"compute {sent_compute}"
+    assert ("delete_on_termination" in post.body["volumeAttachment"]) is flag
+    assert "device" not in post.body["volumeAttachment"]
+    if not flag:
+        with pytest.raises(Stop) as stop:
+            await cloud.attach(SERVER_ID, VOLUME_ID, delete_on_termination=True)
+        assert "2.79" in stop.value.what
+    await cloud.close()
