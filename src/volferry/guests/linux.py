@@ -33,6 +33,20 @@ PATIENCE_S = 900.0
 _PYTHONS = ("python3", "/usr/libexec/platform-python", "/usr/bin/python3")
 _OLDEST_PYTHON = (3, 6)
 
+# Program and request both come over stdin: one argument may have no more than 128 KiB (execve(2),
+# MAX_ARG_STRLEN), and arguments are seen by everybody in the guest.
+_RECEIVER = (
+    "import sys; stdin = sys.stdin.buffer; size = int(stdin.readline()); "
+    "exec(compile(stdin.read(size), 'volferry-agent', 'exec'))"
+)
+
+# As a module, because Python keeps the byte code of modules only: compiling the agent for every
+# poll would cost the guest more than what it answers.
+_RUNNER = (
+    "import sys; sys.path.insert(0, sys.argv[1]); agent = __import__(sys.argv[2]); "
+    "sys.exit(agent.main(['agent'] + sys.argv[3:]))"
+)
+
 _KINDS: dict[str, type[VolferryError]] = {"refused": Refused, "doubt": Doubt}
 
 
@@ -67,9 +81,8 @@ class LinuxGuest:
         return f"{BASE}/{self._transfer}"
 
     @property
-    def _installed(self) -> str:
-        digest = hashlib.sha256(self._program).hexdigest()[:12]
-        return f"{self.state_dir}/agent-{digest}.py"
+    def _module(self) -> str:
+        return f"agent-{hashlib.sha256(self._program).hexdigest()[:12]}"
 
     # ---- speaking to the agent -------------------------------------------------------------------
 
@@ -110,16 +123,19 @@ class LinuxGuest:
         text = json.dumps(request)
         if self._transfer and verb not in ("facts", "install"):
             done = await self._channel.run(
-                [self._python, self._installed, verb],
+                [self._python, "-I", "-c", _RUNNER, self.state_dir, self._module, verb],
                 stdin=text.encode(),
                 timeout_s=timeout_s,
                 root=True,
             )
             # Python's own complaint when there is no such file: not installed, or another version.
-            if not (done.code == 2 and b"can't open file" in done.err):
+            if done.out or b"ModuleNotFoundError" not in done.err:
                 return _answer(verb, done.out, done.complaint)
         done = await self._channel.run(
-            [self._python, "-", verb, text], stdin=self._program, timeout_s=timeout_s, root=True
+            [self._python, "-c", _RECEIVER, verb],
+            stdin=b"%d\n" % len(self._program) + self._program + text.encode(),
+            timeout_s=timeout_s,
+            root=True,
         )
         return _answer(verb, done.out, done.complaint)
 

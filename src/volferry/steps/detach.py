@@ -28,21 +28,20 @@ class Detach(Step):
         return {"volume_id": ctx.plan.cloud.source.id}
 
     async def do(self, ctx: Context) -> Receipt:
-        if ctx.plan.wanted.hold:
-            asked = ctx.requests("finish")
-            if not asked:
-                raise Held(
-                    "the service runs on the target; the source is attached and unchanged (--hold)",
-                    hint=f"volferry finish {ctx.transfer_id}     detaches the source and ends\n"
-                    f"volferry rollback {ctx.transfer_id}   goes back to the source",
-                )
-            for request in asked:
-                ctx.take(request)
+        if ctx.plan.wanted.hold and not ctx.requests("finish"):
+            raise Held(
+                "the service runs on the target; the source is attached and unchanged (--hold)",
+                hint=f"volferry finish {ctx.transfer_id}     detaches the source and ends\n"
+                f"volferry rollback {ctx.transfer_id}   goes back to the source",
+            )
         began = time.monotonic()
         await self._look(ctx, "before the source is detached")
         source = ctx.plan.cloud.source
         await unplug(ctx, source.id)
         await self._look(ctx, "after the source was detached")
+        # Only now: after a crash in between the operator need not ask again.
+        for request in ctx.requests("finish"):
+            ctx.take(request)
         return {"volume_id": source.id, "elapsed_s": round(time.monotonic() - began, 3)}
 
     async def _look(self, ctx: Context, when: str) -> None:
