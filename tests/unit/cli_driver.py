@@ -68,7 +68,7 @@ async def smooth(store: Store, listen: Any) -> None:
         tell(store, listen, [event])
         if event.kind == "intent" and event.step == "sync":
             for percent in range(0, 101, 20):
-                done = world.PROGRESS.total_bytes * percent // 100
+                done = 12 * world.GIB * percent // 100
                 report: Progress = world.PROGRESS.model_copy(update={"done_bytes": done})
                 store.put_progress(world.ID, report)
                 listen.on_progress(report)

@@ -17,7 +17,7 @@ from ruamel.yaml import YAML
 import volferry
 from volferry import errors, planfile
 from volferry.cli import program
-from volferry.model import Plan, State, Transfer, Wanted
+from volferry.model import Event, Plan, State, Transfer, Wanted
 
 VERBS = (
     "plan", "run", "status", "watch", "list", "cutover", "resume", "rollback", "finish", "report",
@@ -117,8 +117,12 @@ def test_each_verb_has_a_page_of_its_own(verb: str) -> None:
 @pytest.mark.parametrize(
     ("words", "what", "hint"),
     [
-        (("plan", "a", "b", "--tpye", "x"), "there is no option '--tpye'", "did you mean --type?"),
-        (("lits",), "no such command 'lits'", "volferry"),
+        (
+            ("plan", "a", "b", "--tyype", "x"),
+            "there is no option '--tyype'",
+            "did you mean --type?",
+        ),
+        (("lisst",), "no such command 'lisst'", "volferry"),
         (("plan", "a"), "missing argument 'VOLUME'", "volferry plan --help"),
         (("plan", "a", "b", "--size", "0"), "'--size': 0 is not in the range", "plan --help"),
         (("plan", "a", "b", "--max-downtime", "soon"), "'soon' is not a duration", "plan --help"),
@@ -208,7 +212,7 @@ def test_a_refused_plan_is_printed_and_exits_with_1(operations: Operations) -> N
     operations.planned = world.refused()
     said = call("plan", "a", "b")
     assert said.exit_code == 1
-    assert "refusal quota: snapshots" in said.stdout
+    assert "refusal   quota: snapshots" in said.stdout
     assert "1 refusal (quota: snapshots)" in said.stderr
     assert "nothing was changed" in said.stderr and "hint: --seed blank" in said.stderr
 
@@ -275,6 +279,20 @@ def test_a_script_is_not_asked_and_gets_phases_and_report(
     assert heads == ["1/6 plan", "2/6 seed", "3/6 attach", "4/6 sync", "5/6 cutover", "6/6 finish"]
     assert said.stdout.startswith("moved sourcevol in testsrv: downtime 3.8 s")
     assert "seed" not in said.stdout
+
+
+def test_a_transfer_that_is_held_as_asked_is_no_failure(
+    tmp_path: Path, operations: Operations
+) -> None:
+    facts = {"what": "the cutover is done; --hold", "hint": f"volferry finish {world.ID}"}
+    held = Event(at=world.BEGAN + 500, transfer=world.ID, step="detach", kind="held", facts=facts)
+    with world.plant(tmp_path, State.HELD, "cutover", held):
+        operations.answer = world.transfer(State.HELD, "detach")
+        said = call("--state", tmp_path, "run", "testsrv", "sourcevol", "--hold")
+        watched = call("--state", tmp_path, "watch", world.ID)
+    assert said.exit_code == 0
+    assert f"volferry finish {world.ID}" in said.stdout
+    assert "held: the cutover is done; --hold" in watched.stderr
 
 
 def test_run_can_answer_with_json_alone(done: Path, operations: Operations) -> None:

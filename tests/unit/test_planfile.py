@@ -2,6 +2,7 @@
 
 import stat
 from pathlib import Path
+from typing import Any
 
 import cli_world as world
 import jsonschema
@@ -59,7 +60,8 @@ def test_the_published_schema_accepts_what_is_saved() -> None:
 
 def test_the_published_schema_refuses_what_is_refused_here() -> None:
     content = YAML(typ="safe", pure=True).load(saved())
-    for spoil in ({"version": 2}, {"wanted": {}}, {"tpye": 1}):
+    spoils: list[dict[str, Any]] = [{"version": 2}, {"wanted": {}}, {"wishes": 1}]
+    for spoil in spoils:
         with pytest.raises(jsonschema.ValidationError):
             jsonschema.validate(content | spoil, planfile.schema())
     with pytest.raises(jsonschema.ValidationError):
@@ -69,7 +71,7 @@ def test_the_published_schema_refuses_what_is_refused_here() -> None:
 def test_five_faults_are_five_lines_in_order() -> None:
     text = saved()
     text = text.replace("version: 1", "version: 7")
-    text = text.replace("  type: cbs-premium\n", "  tpye: cbs-premium\n", 1)
+    text = text.replace("  type: cbs-premium\n", "  tyype: cbs-premium\n", 1)
     text = text.replace("  seed: auto\n", "  seed: quick\n")
     text = text.replace("  max_downtime_s: 10.0\n", "  max_downtime_s: -3\n")
     text = text.replace("  cutover: auto\n", "  cutover: tonight\n")
@@ -82,7 +84,7 @@ def test_five_faults_are_five_lines_in_order() -> None:
     assert len(numbers) == 5 and numbers == sorted(numbers)
     lines = text.splitlines()
     for number, word in zip(
-        numbers, ("version", "tpye", "seed", "cutover", "max_downtime_s"), strict=True
+        numbers, ("version", "tyype", "seed", "cutover", "max_downtime_s"), strict=True
     ):
         assert word in lines[number - 1]
     assert "did you mean 'type'?" in said.data

@@ -16,6 +16,7 @@ from volferry.report import words
         (9.96, "10 s"),
         (41.2, "41 s"),
         (59.6, "1 min 00 s"),
+        (60, "1 min"),
         (192, "3 min 12 s"),
         (3599.7, "1 h 00 min"),
         (7500, "2 h 05 min"),
@@ -46,7 +47,7 @@ def test_nothing_that_a_terminal_obeys_comes_through(text: str) -> None:
 
 @given(st.floats(min_value=0, max_value=1e9))
 def test_every_duration_has_words(seconds: float) -> None:
-    assert words.duration(seconds).split()[-1] in ("s", "min", "h")
+    assert words.duration(seconds).split()[-1] in ("s", "min", "h", "d")
 
 
 def test_columns_of_wide_signs_are_aligned() -> None:

@@ -38,10 +38,18 @@ class Listener:
     # what operations call
 
     def on_event(self, event: Event) -> None:
-        self.transfer_id = event.transfer
+        if event.transfer != self.transfer_id:
+            self.transfer_id = event.transfer
+            self._introduce()
         if event.kind == "error":
             return  # it is raised as well, and then printed last, where one looks
         self.tell(self.teller.tell(event))
+
+    def _introduce(self) -> None:
+        """Its name, before anything is made: whoever is cut off now can still ask for it."""
+        if not self.quiet:
+            text = f"{plain(self.transfer_id)}; volferry watch and status take this name"
+            self.tell([Line(text, "key", "transfer")])
 
     def on_progress(self, progress: Progress) -> None:
         if self.quiet:

@@ -99,6 +99,6 @@ class _Wait:
         if done is None or not total:
             row.add_row(Text(" "), text)
         else:
-            bar = ProgressBar(total=total, completed=min(done, total), width=20)
+            bar = ProgressBar(total=total, completed=min(done, total), width=16)
             row.add_row(Text(" "), bar, text)
         yield row

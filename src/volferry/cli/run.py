@@ -25,6 +25,7 @@ from volferry.cli.settings import Settings, is_terminal
 from volferry.model import Plan
 from volferry.report.lines import Line
 from volferry.report.planned import essentials
+from volferry.report.words import plain
 
 EXAMPLES = (
     (
@@ -112,6 +113,8 @@ def _plan(
         plan = make(settings, wishes, listener)
         listener.tell(essentials(plan))
         refuse(plan)
+        checked = "every check that could fail later was made; nothing was changed"
+        listener.tell([Line(checked, "good", "ok")])
         return plan
     split = "--cutover 'at 02:00' is one word" if any(":" in word for word in what) else ""
     raise errors.Usage(
@@ -157,7 +160,11 @@ def _consent(plan: Plan, yes: bool) -> None:
         return
     name = plan.cloud.source.name or plan.cloud.source.id
     say([Line("")])
-    if not click.confirm(f"move '{name}' now?", default=False, err=True):
+    try:
+        agreed = click.confirm(f"move '{plain(name)}' now?", default=False, err=True)
+    except click.Abort:
+        raise carry.Interrupted("interrupted", data="nothing was changed") from None
+    if not agreed:
         raise errors.NeedsConsent(
             "not started: you did not say yes",
             data="nothing was changed",

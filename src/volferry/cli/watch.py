@@ -32,6 +32,7 @@ def command(settings: Settings, id: str, format_: str | None, columns: tuple[str
     with settings.open_store() as store:
         transfer = store.transfer(id)
         listener = listen.make(settings)
+        listener.transfer_id = transfer.id
         try:
             _follow(store, transfer.id, listener)
         except KeyboardInterrupt:

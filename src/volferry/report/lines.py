@@ -29,7 +29,7 @@ _SGR: dict[Tone, str] = {
 _RESET = "\x1b[0m"
 
 QUIET, NORMAL, VERBOSE = -1, 0, 1
-_MARK_WIDTH = 8
+_MARK_WIDTH = 10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,7 +128,7 @@ class Teller:
 
     def _promise(self, event: Event) -> list[Line]:
         took = self._elapsed.get(event.step)
-        tail = f" ({duration(took)})" if took else ""
+        tail = f"  {duration(took)}" if took else ""
         return [Line(_text(event.facts) + tail, "good", "ok")]
 
     def _skipped(self, event: Event) -> list[Line]:
@@ -266,21 +266,25 @@ def outcome(facts: Json) -> Line:
 
 
 def progress(one: Progress) -> str:
-    """One long wait: ``pass 1  1.2 GiB of 4.0 GiB, 3,120 files, 21 MiB/s, 2 min 12 s left``."""
+    """One long wait: ``pass 1: 1.2 GiB of 4.0 GiB, 2 min 12 s left, 21 MiB/s, 3,120 files``.
+
+    In the order of their worth, because a narrow terminal shows only the beginning.
+    """
     figures = []
     if one.done_bytes is not None:
         of = f" of {size(one.total_bytes)}" if one.total_bytes else ""
         figures.append(size(one.done_bytes) + of)
+    if one.eta_s is not None:
+        figures.append(f"{duration(one.eta_s)} left")
+    if one.rate_bytes_s is not None:
+        figures.append(rate(one.rate_bytes_s))
     if one.done_files is not None:
         of = f" of {number(one.total_files)}" if one.total_files else ""
         figures.append(f"{number(one.done_files)}{of} {'file' if one.done_files == 1 else 'files'}")
-    if one.rate_bytes_s is not None:
-        figures.append(rate(one.rate_bytes_s))
-    if one.eta_s is not None:
-        figures.append(f"{duration(one.eta_s)} left")
     if one.note:
         figures.append(plain(one.note))
-    figures.append(f"{duration(one.elapsed_s)} so far")
+    if one.eta_s is None:
+        figures.append(f"{duration(one.elapsed_s)} so far")
     return f"{plain(one.what)}: {', '.join(figures)}"
 
 

@@ -10,7 +10,7 @@ _TONES: dict[Result, Tone] = {
     Result.WARNING: "warning",
     Result.REFUSAL: "bad",
 }
-_KEY = 10
+_KEY = 12
 
 
 def plan_lines(plan: Plan) -> list[Line]:
@@ -206,12 +206,12 @@ def _downtime(plan: Plan) -> list[Line]:
     budget = f"--max-downtime {duration(plan.wanted.max_downtime_s)}"
     verdict = f"fits {budget}" if fits else f"does not fit {budget} yet"
     lines = [
-        _key("predicted", f" {duration(prediction.total_s)}, {verdict}", "" if fits else "warning")
+        _key("predicted", f"{duration(prediction.total_s)}, {verdict}", "" if fits else "warning")
     ]
     if prediction.parts:
-        lines.append(_key("", f"  {parts(prediction.parts)}"))
+        lines.append(_key("", parts(prediction.parts)))
     if prediction.basis:
-        lines.append(_key("", f"  from: {plain(prediction.basis)}"))
+        lines.append(_key("", f"from: {plain(prediction.basis)}"))
     return lines
 
 

@@ -48,6 +48,8 @@ def duration(seconds: float | None) -> str:
         return f"{seconds:.{digits}f} s"
     whole = round(seconds)
     length, part, name, part_name = next(row for row in _CLOCK if whole >= row[0])
+    if whole == seconds and whole % length == 0:
+        return f"{whole // length} {name}"
     return f"{whole // length} {name} {whole % length // part:02d} {part_name}"
 
 
