@@ -116,21 +116,23 @@ class LabWorld(World):
 
 
 @pytest.fixture(scope="module")
-def real_cloud(lab: Any) -> Iterator[Cloud]:
-    """One login for all tests; a ``Cloud`` belongs to no event loop."""
-    cloud = asyncio.run(Cloud.connect("volferry-lab", config_file=str(lab.clouds_yaml)))
-    yield cloud
-    asyncio.run(cloud.close())
+def login() -> Iterator[list[Cloud]]:
+    """Holds one login for all tests once there is one; a ``Cloud`` belongs to no event loop."""
+    made: list[Cloud] = []
+    yield made
+    for cloud in made:
+        cloud._wire.close()
 
 
 @pytest_asyncio.fixture(params=["fake", pytest.param("lab", marks=pytest.mark.lab)])
-async def world(request: pytest.FixtureRequest) -> AsyncIterator[World]:
+async def world(request: pytest.FixtureRequest, login: list[Cloud]) -> AsyncIterator[World]:
     if request.param == "fake":
         yield FakeWorld()
         return
     lab, name = request.getfixturevalue("lab"), request.getfixturevalue("server")
-    cloud = request.getfixturevalue("real_cloud")
-    made = LabWorld(cloud, lab, lab.find_server(name)["id"], name)
+    if not login:
+        login.append(await Cloud.connect("volferry-lab", config_file=str(lab.clouds_yaml)))
+    made = LabWorld(login[0], lab, lab.find_server(name)["id"], name)
     yield made
     await made.clean()
 

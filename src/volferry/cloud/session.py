@@ -17,6 +17,7 @@ import re
 import threading
 import warnings
 from collections.abc import Iterator, Mapping
+from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -29,7 +30,6 @@ from openstack import exceptions as sdk
 from openstack.config import cloud_region, loader
 from urllib3 import exceptions as u3
 
-import volferry
 from volferry.cloud.retries import Answer, Unanswered, Unsent, retry_after_s
 from volferry.errors import Retry, Stop, Usage, VolferryError
 
@@ -74,7 +74,7 @@ class Session:
 
     @classmethod
     def connect(cls, os_cloud: str, region: str, config_file: str) -> "Session":
-        """Read the credentials, authenticate and look the services up. 4 requests.
+        """Read the credentials, authenticate and look the services up: 4 or 5 requests.
 
         Raises ``Usage`` for what is wrong with credentials, names and regions, ``Stop`` for TLS and
         ``Retry`` when nobody answers.
@@ -241,7 +241,7 @@ def _config(config_file: str, counted: "_Counted") -> loader.OpenStackConfig:
         load_envvars=not config_file,
         session_constructor=counted.keystone_session,  # type: ignore[arg-type]  # any callable does
         app_name="volferry",
-        app_version=getattr(volferry, "__version__", None),
+        app_version=metadata.version("volferry"),
     )
 
 
