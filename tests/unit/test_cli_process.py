@@ -97,6 +97,16 @@ def test_the_help_loads_neither_models_nor_database() -> None:
     subprocess.run(command, env=environment(), check=True, capture_output=True, timeout=60)
 
 
+def test_a_slip_of_the_fingers_is_answered_without_the_database() -> None:
+    code = (
+        "import sys\nfrom volferry.cli import main\n"
+        "try: main()\nexcept SystemExit as end: assert end.code == 2\n"
+        "assert 'sqlalchemy' not in sys.modules\n"
+    )
+    command = [sys.executable, "-c", code, "lisst"]
+    subprocess.run(command, env=environment(), check=True, capture_output=True, timeout=60)
+
+
 # ---- completion ----------------------------------------------------------------------------------
 
 

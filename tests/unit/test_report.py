@@ -9,6 +9,8 @@ import pytest
 
 from volferry.model import Event, Outcome, Pass, Result, State
 from volferry.report import lines, planned, story, summary
+from volferry.report.phases import PHASE_OF, PHASES
+from volferry.steps import SEQUENCE
 
 
 def told(
@@ -116,9 +118,13 @@ def test_a_reverted_cutover_had_a_downtime_too() -> None:
     assert "6.5 s down, back on the source: unit failed" in text(report)
 
 
+def test_every_step_has_its_phase_here_too() -> None:
+    assert {step.name: step.phase for step in SEQUENCE} == PHASE_OF
+
+
 def test_phases_lie_one_after_the_other_on_the_time_line() -> None:
     spans = told().phases
-    assert [span.name for span in spans] == list(story.PHASES)
+    assert [span.name for span in spans] == list(PHASES)
     assert all(span.state == "done" for span in spans)
     for before, after in itertools.pairwise(spans):
         assert before.ended_at == after.started_at

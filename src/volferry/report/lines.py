@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeAlias
 from pydantic import ValidationError
 
 from volferry.model import Event, Json, Pass, Progress
-from volferry.report.story import PHASES, phase_of
+from volferry.report.phases import PHASES, phase_of
 from volferry.report.words import duration, number, parts, plain, rate, size, when
 
 Tone: TypeAlias = Literal["", "heading", "good", "warning", "bad", "dim", "key"]

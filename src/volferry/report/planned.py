@@ -2,7 +2,7 @@
 
 from volferry.model import Check, Filesystem, Mount, Plan, Result, Seed, Unit
 from volferry.report.lines import Line, Tone
-from volferry.report.story import PHASES
+from volferry.report.phases import PHASES
 from volferry.report.words import aligned, counted, duration, parts, plain, rate, short, size
 
 _TONES: dict[Result, Tone] = {

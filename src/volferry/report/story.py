@@ -7,7 +7,7 @@ work are made here, from passes and receipts, and are part of the JSON as well.
 """
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from pydantic import Field, ValidationError
 
@@ -25,26 +25,11 @@ from volferry.model import (
     Transfer,
 )
 from volferry.report import infra
+from volferry.report.phases import PHASE_OF, PHASES, phase_of
 from volferry.report.words import counted, duration, listed, plain, size, when
-from volferry.store import Store
 
-PHASES = ("plan", "seed", "attach", "sync", "cutover", "finish")
-
-PHASE_OF = {
-    "install": "seed",
-    "snapshot": "seed",
-    "target": "seed",
-    "retype": "seed",
-    "quarantine": "attach",
-    "attach": "attach",
-    "prepare": "attach",
-    "sync": "sync",
-    "cutover": "cutover",
-    "detach": "finish",
-    "protect": "finish",
-    "tidy": "finish",
-}
-"""Kept here too: importing the steps would load the program that carries them."""
+if TYPE_CHECKING:
+    from volferry.store import Store
 
 
 class VolumeEnd(Noun):
@@ -120,7 +105,7 @@ class Report(Noun):
         return None if self.ended_at is None else max(0.0, self.ended_at - self.created_at)
 
 
-def read(store: Store, id: str) -> Report:
+def read(store: "Store", id: str) -> Report:
     """The report of one transfer, by id or by the beginning of one. Raises ``Usage``."""
     transfer = store.transfer(id)
     events = [numbered.event for numbered in store.events(transfer.id)]
@@ -327,12 +312,6 @@ _HERE: dict[State, SpanState] = {
     State.STOPPED: "stopped",
     State.HELD: "held",
 }
-
-
-def phase_of(event: Event) -> str:
-    """The phase an event belongs to, by what it says of itself, else by its step."""
-    said = event.facts.get("phase") or (event.facts.get("name") if event.kind == "phase" else "")
-    return str(said or PHASE_OF.get(event.step, ""))
 
 
 def _remaining(transfer: Transfer, receipts: dict[str, Receipt]) -> tuple[str, ...]:
