@@ -508,6 +508,9 @@ class FakeCloud(Waits):
     def _now(self) -> float:
         return self.clock
 
+    def _jitter(self) -> float:
+        return 1.0
+
     async def _sleep(self, seconds: float) -> None:
         self.pass_time(seconds)
         await asyncio.sleep(0)

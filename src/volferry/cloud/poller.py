@@ -90,6 +90,9 @@ class Waits(ABC):
     def _now(self) -> float:
         return time.monotonic()
 
+    def _jitter(self) -> float:
+        return random.uniform(1 - JITTER, 1 + JITTER)  # noqa: S311 - spreads load, guards nothing
+
     # ---- the waiting verbs -------------------------------------------------------------------
 
     async def wait_snapshot(
@@ -351,7 +354,7 @@ class Waits(ABC):
             left = wait.deadline_s - elapsed
             if left <= 0:
                 await self._too_late(wait, last, away, reason)
-            await self._sleep(min(interval * random.uniform(1 - JITTER, 1 + JITTER), left))  # noqa: S311 - spreads load
+            await self._sleep(min(interval * self._jitter(), left))
             interval = min(interval * GROWTH, LONGEST_S)
 
     def _tell(self, wait: Wait, going: Going, away: str, elapsed: float) -> None:

@@ -45,8 +45,8 @@ class Cloud(Waits):
     async def connect(cls, os_cloud: str = "", region: str = "", config_file: str = "") -> "Cloud":
         """Authenticate as every OpenStack user does: clouds.yaml, OS_CLOUD or OS_* variables.
 
-        Sends 4 or 5 requests. Raises ``Usage`` for what is wrong with the credentials, the cloud's or
-        the region's name (saying which exist), ``Stop`` for TLS, ``Retry`` when nobody answers.
+        Sends 4 or 5 requests. Raises ``Usage`` for what is wrong with the credentials, the cloud's
+        or the region's name (saying which exist), ``Stop`` for TLS, ``Retry`` when nobody answers.
         """
         # Here, because importing openstacksdk takes 0.65 s and most commands never need it.
         from volferry.cloud.session import Session  # noqa: PLC0415
