@@ -35,7 +35,7 @@ def main() -> int:
     code = volferry(lab, "run", SERVER, SOURCE, "--type", TARGET_TYPE, "--unit", unit,
                     "--max-downtime", "30s", "--settle", "10s", "--yes")  # fmt: skip
     report = json.loads(volferry_output(lab, "report", newest(lab), "-f", "json"))
-    target = report["target_volume_id"]
+    target = report["target"]["id"]
 
     mounted = mounted_volume(lab, [source, target])
     wait_for_load(lab, 20)
@@ -54,8 +54,8 @@ def main() -> int:
     shown = lab.volume(source)
     result = {
         "result": "failed",
-        "downtime_s": report["downtime_s"],
-        "verified": bool(report["verified"]) and fingerprint(lab) == before,
+        "downtime_s": report["cutover"]["downtime_s"],
+        "verified": not report["not_verified"] and fingerprint(lab) == before,
         "acknowledged": bank["acknowledged"],
         "lost": bank["lost"],
         "source_status": shown["status"],

@@ -23,7 +23,7 @@ MARK = "volferry:transfer"
 
 
 class Noun(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
 # ---- the cloud's side ----------------------------------------------------------------------------
@@ -432,6 +432,8 @@ class Outcome(Noun):
     """``wall`` when the guest restarted in the middle and no monotonic clock spans it."""
     final_pass: Pass | None = None
     settled: bool = False
+    fstab_changes: tuple[str, ...] = ()
+    """Lines that had to name the filesystem instead of the disk, in words."""
 
 
 class State(enum.StrEnum):

@@ -53,12 +53,13 @@ def plan(
     facts = guest or GuestFacts(family="unknown")
     choices, method = choose(wanted, cloud, facts)
     seed = _seed(wanted, cloud, facts, method)
-    target_type = wanted.type or cloud.source.type
+    target_type = _type_name(cloud, wanted.type) or cloud.source.type
     size_gib = wanted.size_gib or cloud.source.size_gib
     units = _units(wanted, facts)
     peak = quota_peak(cloud.source, target_type, size_gib, seed)
     checks = [
-        *_cloud_checks(wanted, cloud, target_type, seed),
+        *_cloud_checks(cloud, target_type, seed),
+        *_size_checks(size_gib, cloud.source, facts, seed),
         *_quota_checks(cloud, peak),
         *(
             [
@@ -84,7 +85,7 @@ def plan(
         checks=tuple(checks),
         quota_peak=peak,
     )
-    prediction = method.predict(facts, units, ()) if method else None
+    prediction = method.predict(facts, units) if method else None
     return draft.model_copy(update={"prediction": prediction, "promises": tuple(_promises(draft))})
 
 
@@ -99,6 +100,10 @@ def choose(
         if not reason and chosen is None and wanted.method in ("", method.name):
             chosen = method
     return choices, chosen
+
+
+def _type_name(cloud: CloudFacts, name_or_id: str) -> str:
+    return next((t.name for t in cloud.types if t.id == name_or_id), name_or_id)
 
 
 def _seed(wanted: Wanted, cloud: CloudFacts, guest: GuestFacts, method: Method | None) -> Seed:
@@ -138,9 +143,7 @@ def _check(name: str, problem: str, fine: str, hint: str = "", *, warn: bool = F
 # ---- the cloud -----------------------------------------------------------------------------------
 
 
-def _cloud_checks(
-    wanted: Wanted, cloud: CloudFacts, target_type: str, seed: Seed
-) -> Iterable[Check]:
+def _cloud_checks(cloud: CloudFacts, target_type: str, seed: Seed) -> Iterable[Check]:
     server, source = cloud.server, cloud.source
     yield Check(
         name="cloud",
@@ -181,7 +184,7 @@ def _cloud_checks(
         "attached read-write",
         "nothing writes to it: copy it at leisure",
     )
-    yield from _type_checks(wanted, cloud, target_type, seed)
+    yield from _type_checks(cloud, target_type, seed)
     slots = len({v.volume_id for v in cloud.server_volumes})
     yield _check(
         "attach slot",
@@ -229,9 +232,7 @@ def _special(source: Volume) -> str:
     return ""
 
 
-def _type_checks(
-    wanted: Wanted, cloud: CloudFacts, target_type: str, seed: Seed
-) -> Iterable[Check]:
+def _type_checks(cloud: CloudFacts, target_type: str, seed: Seed) -> Iterable[Check]:
     source = cloud.source
     known = sorted(t.name for t in cloud.types)
     matched = any(target_type in (t.name, t.id) for t in cloud.types)
@@ -247,10 +248,7 @@ def _type_checks(
         way = "a blank volume of that type"
     else:
         way = "from the snapshot when its back end serves the type, else by a retype (on-demand)"
-    problem = ""
-    if seed is Seed.SNAPSHOT and (wanted.size_gib or source.size_gib) < source.size_gib:
-        problem = f"{wanted.size_gib} GiB is less than the snapshot's {source.size_gib} GiB"
-    yield _check("seed", problem, way, "--seed blank")
+    yield _check("seed", "", way)
     if source.encrypted and target_type != source.type and seed is Seed.SNAPSHOT:
         yield _check(
             "encryption",
@@ -259,6 +257,16 @@ def _type_checks(
             "--seed blank when the target's type is not encrypted the same way",
             warn=True,
         )
+
+
+def _size_checks(size_gib: int, source: Volume, guest: GuestFacts, seed: Seed) -> Iterable[Check]:
+    smaller = f"{size_gib} GiB is less than the source's {source.size_gib} GiB"
+    problem = hint = ""
+    if size_gib < source.size_gib and seed is Seed.SNAPSHOT:
+        problem, hint = f"{smaller}, which its snapshot has", "--seed blank"
+    elif size_gib < source.size_gib and guest.partition_table:
+        problem, hint = f"{smaller}, which its partition table describes", "--size with as much"
+    yield _check("size", problem, f"{size_gib} GiB", hint)
 
 
 def _quota_checks(cloud: CloudFacts, peak: dict[str, int]) -> Iterable[Check]:

@@ -80,7 +80,8 @@ its root at the filesystem's root.
     {"seed": "snapshot|blank", "target": REF, "source": REF, "partition_dump": str, "grow": bool,
      "filesystems": [FS]}            several volumes: one prepare job for each pair
     -> {"filesystems": [{"partition", "device", "fstype", "uuid", "label", "size_bytes",
-                         "grown": bool}], "notes": [str]}
+                         "grown": bool}], "notes": [str],
+        "publish_s": float, "mount_s": float}     what udev and one mount take on this guest
 
 **pass** copies what differs, then compares::
 
@@ -303,11 +304,11 @@ class Ran(NamedTuple):
 
 
 def find_program(name: str) -> Optional[str]:
-    return shutil.which(name, path=ENVIRONMENT["PATH"] + ":" + os.environ.get("PATH", ""))
+    return shutil.which(name, path=environment()["PATH"])
 
 
 def environment() -> Dict[str, str]:
-    """Ours, with the caller's PATH behind it; nothing else of the caller's gets in."""
+    """Ours, with the caller's PATH in front; nothing else of the caller's gets in."""
     mine = dict(ENVIRONMENT)
     given = os.environ.get("PATH", "")
     if given:
@@ -438,7 +439,7 @@ def clock_offset() -> float:
 
 def safe_name(name: Any, what: str) -> str:
     """A name that can be part of a path without leading anywhere else."""
-    if not isinstance(name, str) or not re.match(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$", name):
+    if not isinstance(name, str) or not re.match(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z", name):
         raise AgentError(
             "usage", "{} {!r} has characters that a file name cannot".format(what, name)
         )
@@ -2082,7 +2083,8 @@ class Preparation:
         source = resolve(self.place, self.request["source"])
         if target.dev == source.dev:
             raise AgentError("doubt", "source and target are the same disk {}".format(target.path))
-        if target.size_bytes < source.size_bytes:
+        whole_copy = self.request["seed"] == "snapshot" or self.request.get("partition_dump")
+        if whole_copy and target.size_bytes < source.size_bytes:
             raise AgentError(
                 "refused",
                 "target {} has {} bytes, less than the source's {}".format(
@@ -2096,7 +2098,23 @@ class Preparation:
         results = (
             self.from_snapshot(target) if self.request["seed"] == "snapshot" else self.blank(target)
         )
-        return {"filesystems": results, "notes": self.notes}
+        return {"filesystems": results, "notes": self.notes, **self.measure()}
+
+    def measure(self) -> Json:
+        """What switching the live side will cost on this guest, in seconds: udev asked to look
+        again at its rules and at the target, and one mount with its unmount."""
+        target = resolve(self.place, self.request["target"])
+        began = time.monotonic()
+        publish(self.place, [target], True, False, 30.0)
+        published = time.monotonic()
+        at = os.path.join(self.job.state_dir, "mnt", "prepare")
+        filesystem = self.filesystems[0]
+        mount_device(self.place, filesystem, filesystem["target"], at, "ro,noatime")
+        unmount(at, 600, busy_s=30)
+        return {
+            "publish_s": round(published - began, 4),
+            "mount_s": round(time.monotonic() - published, 4),
+        }
 
     def remember(self, key: str, **facts: Any) -> None:
         """Written before the target is: a second run has to know its own work from a stranger's."""
@@ -2663,11 +2681,20 @@ class RsyncMover:
         return copied
 
     def heal(self, paths: Iterable[bytes], report: Report, deadline: float) -> None:
-        """Copy these again by content and remove those that the source does not have."""
-        names = b"".join((path or b".") + b"\0" for path in paths)
+        """Copy these again by content and remove those that the source does not have.
+
+        The root goes last, by a listing that leaves out all in it: named among the others, rsync
+        takes it for "everything in here".
+        """
+        names = [path for path in sorted(set(paths)) if path]
+        ends = ["--", self.source + "/", self.target + "/"]
         argv = ["rsync", *self.options(), "--ignore-times", "--from0", "--files-from=-"]
-        argv += ["--delete-missing-args", "--force", "--", self.source + "/", self.target + "/"]
-        code, words = self.run(argv, names, Copied(), report, deadline)
+        argv += ["--delete-missing-args", "--force", *ends]
+        listing = b"".join(path + b"\0" for path in names)
+        code, words = self.run(argv, listing, Copied(), report, deadline) if names else (0, "")
+        if code in (0, 24):
+            argv = ["rsync", *self.options(), "--no-recursive", "--dirs", "--exclude=/*", *ends]
+            code, words = self.run(argv, b"", Copied(), report, deadline)
         if code not in (0, 24):
             raise rsync_error(code, words)
 
@@ -3294,7 +3321,7 @@ class Pass:
         if heal:
             Log.say("healing {} entries, such as {}".format(len(heal), self.sample(first, heal)))
             self.report("comparing", force=True, what="healing", done_files=len(heal))
-            paths = self.with_company(first, heal)
+            paths = with_company(first, heal)
             tree.mover.heal(paths, self.report, self.deadline)
             sync_filesystem(tree.target, self.left(3600))
             again = self.comparison(tree)
@@ -3351,19 +3378,6 @@ class Pass:
                 return status.st_ctime_ns >= when_ns
         return False
 
-    def with_company(self, comparison: Comparison, paths: Set[bytes]) -> Set[bytes]:
-        """Heal with each entry its directory (whose time the healing moves) and the other names of
-        the same file (a hard link can only be made between files of one transfer)."""
-        more = set(paths)
-        by_path = {name: names for names in comparison.names_of.values() for name in names}
-        for path in paths:
-            more.update(by_path.get(path, ()))
-        for path in list(more):
-            while path:
-                path = os.path.dirname(path)
-                more.add(path)
-        return more
-
     def sample(self, comparison: Comparison, paths: Set[bytes]) -> str:
         told = [
             "{} ({})".format(to_text(path) or ".", comparison.different[path])
@@ -3417,6 +3431,20 @@ class Pass:
                         to_text(path), now, wanted[path]
                     ),
                 )
+
+
+def with_company(comparison: Comparison, paths: Set[bytes]) -> Set[bytes]:
+    """Heal with each entry its directory (whose time the healing moves) and the other names of
+    the same file (a hard link can only be made between files of one transfer)."""
+    more = set(paths)
+    by_path = {name: names for names in comparison.names_of.values() for name in names}
+    for path in paths:
+        more.update(by_path.get(path, ()))
+    for path in list(more):
+        while path:
+            path = os.path.dirname(path)
+            more.add(path)
+    return more
 
 
 class LivePass(Pass):
@@ -4129,7 +4157,14 @@ class Cutover:
 
     def publish(self, settle_s: float) -> None:
         disks = self.disks("source") + self.disks("target")
-        skipped = publish(self.place, disks, bool(self.side_files), True, settle_s)
+        # Reading all units anew takes systemd longer than all the rest; it is of use only when
+        # it is something of systemd's that changed, which udev's rules are not.
+        for_systemd = any(
+            "/udev/rules.d/" not in file["path"]
+            and side_content(file, "source") != side_content(file, "target")
+            for file in self.side_files
+        )
+        skipped = publish(self.place, disks, bool(self.side_files), for_systemd, settle_s)
         self.notes.extend(text for text in skipped if "settle" in text)
 
     # -- 9. and 10. mount and start

@@ -260,8 +260,8 @@ class LinuxGuest:
             for fs in moving
         ]
 
-    async def sides(self, scene: Scene) -> Json:
-        """The files whose content says which volume is the live one, for both sides.
+    async def sides(self, scene: Scene) -> tuple[list[Json], list[str]]:
+        """The files whose content says which volume is the live one, and what changes, in words.
 
         They are written in this order; the last one is the commit, and all before it are harmless
         in between. Read fresh, so that an fstab that was edited meanwhile is not overwritten.
@@ -272,12 +272,8 @@ class LinuxGuest:
         now = await self.facts(source, walk_s=0.0)
         _unmoved(scene.plan.guest, now)
         made = {fs["partition"]: fs["uuid"] for fs in scene.known["prepare"]["filesystems"]}
-        files, changes = sides(
-            now, self._transfer, source.volume_id, scene.known["attach"]["volume_id"], made
-        )
-        for change in changes:
-            await scene.tell("note", text=change)
-        return {"files": files}
+        target_id = scene.known["attach"]["volume_id"]
+        return sides(now, self._transfer, source.volume_id, target_id, made)
 
     # ---- jobs ------------------------------------------------------------------------------------
 

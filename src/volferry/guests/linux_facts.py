@@ -126,7 +126,7 @@ def _content(
             other.append(_not_mounted(path, kind, bool(parts)))
             continue
         space = (raw.get("statvfs") or {}).get(mounted[0].target) or {}
-        names = _names(raw, path, disk, number, probe)
+        names = _names(raw, path, probe)
         filesystems.append(
             Filesystem(
                 device=path,
@@ -153,9 +153,7 @@ def _not_mounted(path: str, kind: str, is_partition: bool) -> str:
     return f"{path} has no filesystem" if is_partition else f"{path} has no known content"
 
 
-def _names(
-    raw: Json, path: str, disk: Disk, number: int | None, probe: dict[str, str]
-) -> list[str]:
+def _names(raw: Json, path: str, probe: dict[str, str]) -> list[str]:
     """Every way in which fstab may name a device."""
     names = [path, *((raw.get("links") or {}).get(path) or ())]
     for tag, key in (
@@ -169,9 +167,6 @@ def _names(
     for kind, key in (("uuid", "UUID"), ("label", "LABEL"), ("partuuid", "PART_ENTRY_UUID")):
         if probe.get(key):
             names.append(f"/dev/disk/by-{kind}/{probe[key]}")
-    if disk.serial:
-        part = f"-part{number}" if number is not None else ""
-        names.append(f"/dev/disk/by-id/virtio-{disk.serial}{part}")
     return list(dict.fromkeys(names))
 
 

@@ -71,7 +71,11 @@ class Method(abc.ABC):
 
     @abc.abstractmethod
     def predict(
-        self, guest: GuestFacts, units: Sequence[Unit], passes: Sequence[Pass]
+        self,
+        guest: GuestFacts,
+        units: Sequence[Unit],
+        passes: Sequence[Pass] = (),
+        prepared: Receipt | None = None,
     ) -> Prediction:
         """The downtime that a cutover would cost now, from what was measured so far."""
 

@@ -82,23 +82,29 @@ class Rsync(Method):
         return [known.get(name, Tool(name=name)) for name in dict.fromkeys(names)]
 
     def predict(
-        self, guest: GuestFacts, units: Sequence[Unit], passes: Sequence[Pass]
+        self,
+        guest: GuestFacts,
+        units: Sequence[Unit],
+        passes: Sequence[Pass] = (),
+        prepared: Receipt | None = None,
     ) -> Prediction:
+        known = prepared or {}
         mounts = sum(len(fs.mounts) for fs in guest.filesystems)
+        mounting_s = mounts * known.get("mount_s", ASSUMED_MOUNT_S)
         unmeasured = [u.name for u in units if u.stop_s is None or u.start_s is None]
         parts = {
             "stop": sum(ASSUMED_UNIT_S if u.stop_s is None else u.stop_s for u in units),
-            "unmount": ASSUMED_MOUNT_S * mounts,
+            "unmount": mounting_s,
             "copy": guest.walk_s,
             "compare": guest.walk_s,
-            "commit": ASSUMED_COMMIT_S,
-            "mount": ASSUMED_MOUNT_S * mounts,
+            "commit": known.get("publish_s", ASSUMED_COMMIT_S),
+            "mount": mounting_s,
             "start": sum(ASSUMED_UNIT_S if u.start_s is None else u.start_s for u in units),
         }
         basis = "one measured walk of the tree"
         if passes:
-            # The copy walks the whole tree however little changed, so the cheapest of the recent
-            # passes says what the walk costs and the last one what the service writes meanwhile.
+            # The copy walks the whole tree however little changed: the last pass has paid for that
+            # and for what the service writes in as long as a pass takes.
             parts["copy"], parts["compare"] = passes[-1].copy_s, passes[-1].compare_s
             basis = f"pass {passes[-1].number}"
         basis += ", the units' last stop and start"
@@ -128,7 +134,7 @@ class Rsync(Method):
         )
         made = result["filesystems"]
         summary = ", ".join(f"{fs['device']} {fs['fstype']} {fs['uuid']}" for fs in made)
-        return {"filesystems": made, "notes": result.get("notes", []), "summary": summary}
+        return {**result, "summary": summary}
 
     async def sync(self, scene: Scene) -> Receipt:
         ends = time.monotonic() + scene.plan.wanted.timeouts.sync_s
@@ -157,7 +163,8 @@ class Rsync(Method):
         return self._predict(scene)
 
     def _predict(self, scene: Scene) -> Prediction:
-        return self.predict(scene.plan.guest, scene.plan.units, scene.passes())
+        plan = scene.plan
+        return self.predict(plan.guest, plan.units, scene.passes(), scene.known.get("prepare"))
 
     async def _tell_prediction(self, scene: Scene) -> Prediction:
         prediction = self._predict(scene)
@@ -193,8 +200,7 @@ class Rsync(Method):
             "boot_id": last.boot_id if last else None,
         }
 
-    def _switch(self, scene: Scene, sides: Json) -> Json:
-        """The request of a cutover and of the way back: the same machine in two directions."""
+    def _switch(self, scene: Scene, sides: list[Json]) -> Json:
         wanted = scene.plan.wanted
         return {
             **self._content(scene),
@@ -208,7 +214,7 @@ class Rsync(Method):
             ],
             "stop": list(wanted.stop),
             "start": list(wanted.start),
-            "sides": sides,
+            "sides": {"files": sides},
             "deadline_s": wanted.timeouts.cutover_s,
             "settle_s": wanted.settle_s,
             "max_downtime_s": wanted.max_downtime_s,
@@ -216,7 +222,9 @@ class Rsync(Method):
 
     async def cutover(self, scene: Scene) -> Outcome:
         timeouts = scene.plan.wanted.timeouts
-        sides = await scene.guest.sides(scene)
+        sides, changes = await scene.guest.sides(scene)
+        for change in changes:
+            await scene.tell("note", text=change)
         await scene.guest.run_job(
             scene,
             "cutover",
@@ -230,7 +238,7 @@ class Rsync(Method):
         )
         outcome = await self.outcome(scene)
         assert outcome is not None
-        return outcome
+        return outcome.model_copy(update={"fstab_changes": tuple(changes)})
 
     async def cutback(self, scene: Scene) -> Outcome:
         timeouts = scene.plan.wanted.timeouts

@@ -51,6 +51,7 @@ class Cutover(Step):
             "outcome": outcome.model_dump(mode="json"),
             "downtime_s": round(outcome.downtime_s, 3),
             "volume_id": ctx.known["target"]["volume_id"],
+            "fstab_changes": list(outcome.fstab_changes),
         }
 
     async def _gate(self, ctx: Context) -> Prediction:

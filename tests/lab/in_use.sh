@@ -1,0 +1,47 @@
+# A volume in use: $1 device, $2 mount point, $3 filesystem, $4 whole|gpt, $5 how fstab names it,
+# $6 unit. Every line that the writer has forced to the volume is acknowledged on the root disk.
+set -eu
+device=$(readlink -f "$1"); mount=$2; fstype=$3
+if [ "$4" = gpt ]; then
+  printf 'label: gpt\n,,L\n' | sfdisk -q "$device"; udevadm settle; device=${device}1
+fi
+force=-f; [ "$fstype" = ext4 ] && force=-F
+mkfs."$fstype" -q "$force" "$device"
+udevadm settle
+mkdir -p "$mount"
+case $5 in
+  uuid) name=UUID=$(blkid -s UUID -o value "$device") ;;
+  label) name=LABEL=moved; [ "$fstype" = ext4 ] && e2label "$device" moved ;;
+  device) name=$device ;;
+esac
+echo "$name $mount $fstype defaults,nofail,noatime 0 0" >> /etc/fstab
+systemctl daemon-reload
+systemctl start "$(systemd-escape -p --suffix=mount "$mount")"
+mkdir -p "$mount/tree"
+i=0; while [ $i -lt 60 ]; do echo "$i" > "$mount/tree/$i"; i=$((i + 1)); done
+ln "$mount/tree/1" "$mount/tree/hard"; ln -s 1 "$mount/tree/soft"; chown 1000:1000 "$mount/tree/2"
+setfacl -m u:nobody:rw "$mount/tree/3"; setfattr -n user.note -v kept "$mount/tree/4"
+truncate -s 40M "$mount/tree/sparse"; mkfifo "$mount/tree/pipe"; chmod 1750 "$mount"
+cat > /usr/local/lib/writer.py <<'PYTHON'
+import os, sys, time
+written = os.open(sys.argv[1] + "/written", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+acknowledged = os.open("/var/tmp/acknowledged", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+number = int(time.time() * 1000)
+while True:
+    number += 1
+    os.write(written, b"%d\n" % number)
+    os.fsync(written)
+    os.write(acknowledged, b"%d\n" % number)
+    time.sleep(0.3)
+PYTHON
+rm -f /var/tmp/acknowledged
+cat > "/etc/systemd/system/$6" <<UNIT
+[Unit]
+RequiresMountsFor=$mount
+[Service]
+ExecStart=/usr/bin/python3 /usr/local/lib/writer.py $mount
+[Install]
+WantedBy=multi-user.target
+UNIT
+systemctl daemon-reload
+systemctl enable -q --now "$6"

@@ -1,0 +1,137 @@
+"""The command as a user runs it: a process of its own, against the lab, with a state of its own."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from lab.api import Lab
+
+TIMEOUT_S = 420
+
+
+class Command:
+    def __init__(self, lab: Lab, state: Path) -> None:
+        self.lab, self.state = lab, state
+        self.log = state / "output.log"
+
+    def _argv(self, *words: str) -> list[str]:
+        return [sys.executable, "-m", "volferry", "--state", str(self.state), *words]
+
+    @property
+    def _environment(self) -> dict[str, str]:
+        return {
+            **os.environ,
+            "OS_CLIENT_CONFIG_FILE": str(self.lab.clouds_yaml),
+            "OS_CLOUD": "volferry-lab",
+            "NO_COLOR": "1",
+            "COLUMNS": "200",
+        }
+
+    def __call__(self, *words: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            self._argv(*words),
+            env=self._environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT_S,
+            check=False,
+        )
+        with self.log.open("a") as log:
+            log.write(f"$ {' '.join(words)}\n{done.stdout}{done.stderr}[{done.returncode}]\n")
+        assert done.returncode == code, f"{words[0]} ended with {done.returncode}:\n{done.stderr}"
+        return done
+
+    def start(self, *words: str) -> subprocess.Popen[bytes]:
+        """The same in the background; whoever starts it ends it."""
+        with self.log.open("a") as log:
+            return subprocess.Popen(
+                self._argv(*words),
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+
+    def kill_when(self, process: subprocess.Popen[bytes], step: str) -> str:
+        """SIGKILL it once the transfer is in a step; the transfer's id."""
+        ends = time.monotonic() + TIMEOUT_S
+        while time.monotonic() < ends:
+            assert process.poll() is None, self.log.read_text()
+            transfers = self.data("list")
+            if transfers and transfers[0]["Step"] == step:
+                process.send_signal(signal.SIGKILL)
+                process.wait(30)
+                return str(transfers[0]["ID"])
+            time.sleep(0.5)
+        raise AssertionError(f"it never came to '{step}':\n{self.log.read_text()}")
+
+    def data(self, *words: str) -> Any:
+        return json.loads(self(*words, "-f", "json").stdout)
+
+    def transfer(self) -> str:
+        [one] = self.data("list")
+        return str(one["ID"])
+
+    def report(self) -> Any:
+        return self.data("report", self.transfer())
+
+
+class Guest:
+    """A server with a fresh volume in use by a service, and how to look at it."""
+
+    def __init__(self, lab: Lab, name: str, volume_id: str, mount: str) -> None:
+        self.lab, self.name, self.volume_id, self.mount = lab, name, volume_id, mount
+
+    @property
+    def disk(self) -> str:
+        return f"/dev/disk/by-id/virtio-{self.volume_id[:20]}"
+
+    def sh(self, script: str, timeout_s: float = 180) -> str:
+        return self.lab.ssh(self.name, script, root=True, timeout_s=timeout_s).strip()
+
+    def mounted_serial(self) -> str:
+        """Serial of the disk below the mount: the beginning of a volume's id."""
+        return self.sh(
+            f"d=$(findmnt -nro SOURCE {self.mount}) && d=$(lsblk -ndo PKNAME $d | grep . || echo "
+            f'"${{d#/dev/}}") && cat /sys/class/block/$d/serial'
+        )
+
+    def acknowledged(self) -> int:
+        return int(self.sh("wc -l < /var/tmp/acknowledged"))
+
+    def lost(self) -> list[str]:
+        """Lines that the writer has forced to the volume and that are not there any more."""
+        return self.sh(
+            f"sort /var/tmp/acknowledged > /var/tmp/a; sort {self.mount}/written > /var/tmp/b; "
+            "comm -23 /var/tmp/a /var/tmp/b"
+        ).split()
+
+    def leftovers(self) -> str:
+        return self.sh(
+            "ls -d /var/lib/volferry/* /etc/udev/rules.d/*volferry* /etc/systemd/system/*volferry* "
+            "/run/volferry* 2>/dev/null; grep -l volferry /proc/mounts || true"
+        )
+
+    def reboot(self) -> None:
+        boot = self.sh("cat /proc/sys/kernel/random/boot_id")
+        self.lab.run(self.name, "systemctl reboot", root=True)
+        ends = time.monotonic() + 180
+        while time.monotonic() < ends:
+            try:
+                tried = self.lab.run(
+                    self.name, "cat /proc/sys/kernel/random/boot_id", root=True, timeout_s=20
+                )
+            except subprocess.TimeoutExpired:
+                continue
+            if tried.returncode == 0 and tried.stdout.strip() != boot:
+                # A session over ssh comes before the last mounts of a boot under emulation.
+                self.sh("systemctl is-system-running --wait >/dev/null || true", 120)
+                return
+            time.sleep(1)
+        raise AssertionError(f"{self.name} did not come back")
