@@ -145,13 +145,13 @@ class LinuxGuest:
         self, source: DiskRef, *, units: Sequence[str] = (), walk_s: float = WALK_S
     ) -> GuestFacts:
         """All that the plan needs to know; changes nothing and leaves nothing behind."""
-        await self.probe()
-        raw = await self._ask(
-            "facts",
-            {"refs": [source.model_dump()], "units": _unit_names(units), "walk_s": walk_s},
-            FACTS_S,
-        )
-        return linux_facts.read(raw, source)
+        return linux_facts.read(await self.ask_facts([source.model_dump()], units, walk_s), source)
+
+    async def ask_facts(self, refs: Sequence[Json], units: Sequence[str], walk_s: float) -> Json:
+        """The same, raw: what ``linux_facts`` reads and ``tests/facts`` keeps."""
+        named = [unit for unit in units if unit != "auto"]
+        request = {"refs": list(refs), "units": named, "walk_s": walk_s}
+        return await self._ask("facts", request, FACTS_S)
 
     async def find(self, ref: DiskRef) -> Disk | None:
         """Where a volume's disk is now, or None; ``Doubt`` when it cannot be told for certain."""
@@ -168,7 +168,7 @@ class LinuxGuest:
 
     async def disks(self) -> Sequence[Disk]:
         """Every disk that the guest shows."""
-        return linux_facts.disks(await self._ask("facts", {"refs": [], "walk_s": 0.0}, FACTS_S))
+        return linux_facts.disks(await self.ask_facts([], [], 0.0))
 
     async def not_mounted_from(self, ref: DiskRef, planned: GuestFacts) -> str:
         """What is wrong when the planned mount points do not show this disk; empty when they do."""
@@ -415,10 +415,6 @@ def _unmoved(planned: GuestFacts, now: GuestFacts) -> None:
             data="the source is untouched; the cutover was not begun",
             hint="put the mounts back, or roll back and plan again",
         )
-
-
-def _unit_names(units: Sequence[str]) -> list[str]:
-    return [unit for unit in units if unit != "auto"]
 
 
 def _answer(verb: str, out: bytes, complaint: str) -> Json:
