@@ -13,7 +13,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 import uuid
 from collections.abc import Iterator
@@ -21,8 +20,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from volferry.agent import agent
+
 Json = dict[str, Any]
-AGENT = Path(__file__).resolve().parents[2] / "src" / "volferry" / "agent" / "agent.py"
+AGENT = Path(agent.__file__)
 MIB = 1024 * 1024
 
 
@@ -36,10 +37,9 @@ class Told(Exception):
         self.what: str = error["what"]
 
 
-def shell(*argv: str | os.PathLike[str], check: bool = True, **more: Any) -> str:
-    done = subprocess.run(
-        [os.fspath(word) for word in argv], capture_output=True, text=True, check=False, **more
-    )
+def shell(*argv: str | os.PathLike[str], check: bool = True) -> str:
+    words = [os.fspath(word) for word in argv]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=120)
     if check and done.returncode != 0:
         raise AssertionError(f"{argv} ended with {done.returncode}: {done.stderr}{done.stdout}")
     return done.stdout
@@ -51,7 +51,6 @@ class Guest:
 
     root: Path
     transfer: str = field(default_factory=lambda: f"tr-{uuid.uuid4().hex[:8]}")
-    python: str = sys.executable
     path: str = field(default_factory=lambda: os.environ["PATH"])
 
     @property
@@ -67,18 +66,14 @@ class Guest:
         return self.root / "base" / self.transfer
 
     def call(self, verb: str, **request: Any) -> Json:
+        """One verb, by the code that also answers over the wire (see ``test_protocol``)."""
         whole = {"transfer": self.transfer, "settings": self.settings, **request}
-        done = subprocess.run(
-            [self.python, str(AGENT), verb],
-            input=json.dumps(whole).encode(),
-            capture_output=True,
-            env={**os.environ, "PATH": self.path},
-            timeout=120,
-            check=False,
-        )
-        assert done.stderr == b"", done.stderr.decode()
-        assert done.returncode == 0
-        answer = json.loads(done.stdout.splitlines()[-1])
+        before = os.environ["PATH"]
+        os.environ["PATH"] = self.path
+        try:
+            answer = json.loads(json.dumps(agent.answer(verb, json.dumps(whole).encode())))
+        finally:
+            os.environ["PATH"] = before
         if not answer["ok"]:
             raise Told(answer["error"])
         result: Json = answer["result"]

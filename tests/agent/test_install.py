@@ -1,0 +1,95 @@
+"""Installing, claiming a volume, and going without a trace."""
+
+import base64
+import os
+import stat
+import zlib
+from pathlib import Path
+
+import pytest
+from agent_rig import AGENT, Guest, Told
+
+SOURCE = {"volume_id": "3f0d4a5e-aaaa-bbbb-cccc-0123456789ab", "size_bytes": 1}
+
+
+def test_installing_twice_is_installing_once(guest: Guest) -> None:
+    first = guest.install(SOURCE)
+    before = os.stat(first["agent"])
+    assert guest.install(SOURCE) == first
+    assert os.stat(first["agent"]).st_mtime_ns == before.st_mtime_ns
+    assert Path(first["agent"]).read_bytes() == AGENT.read_bytes()
+
+
+def test_a_compressed_program_is_the_same_program(guest: Guest) -> None:
+    packed = base64.b64encode(zlib.compress(AGENT.read_bytes(), 9)).decode()
+    assert len(packed) < 100 * 1024, "it has to fit into one argument of a command"
+    result = guest.call("install", source=SOURCE, program_b64=packed)
+    assert Path(result["agent"]).read_bytes() == AGENT.read_bytes()
+
+
+def test_what_it_keeps_is_for_root_alone(guest: Guest) -> None:
+    guest.install(SOURCE)
+    for path in [guest.state_dir.parent, *guest.state_dir.parent.rglob("*")]:
+        assert stat.S_IMODE(path.lstat().st_mode) & 0o077 == 0, path
+
+
+def test_two_transfers_cannot_have_one_volume(guest: Guest) -> None:
+    guest.install(SOURCE)
+    other = Guest(guest.root, transfer="tr-other")
+    with pytest.raises(Told, match=f"claimed by transfer '{guest.transfer}'") as told:
+        other.install(SOURCE)
+    assert told.value.kind == "refused"
+    guest.call("uninstall", files=[])
+    other.install(SOURCE)
+
+
+def test_a_claim_that_is_a_link_is_not_followed(guest: Guest, tmp_path: Path) -> None:
+    guest.install({**SOURCE, "volume_id": "another-volume"})
+    precious = tmp_path / "precious"
+    precious.write_text(guest.transfer)
+    claim = guest.root / "base" / "claims" / SOURCE["volume_id"]  # type: ignore[operator]
+    claim.symlink_to(precious)
+    with pytest.raises(Told):
+        guest.install(SOURCE)
+    assert precious.read_text() == guest.transfer
+
+
+def test_a_base_directory_that_others_can_write_is_refused(guest: Guest) -> None:
+    base = guest.root / "base"
+    base.mkdir(mode=0o700)
+    base.chmod(0o770)
+    with pytest.raises(Told, match="not writable by others") as told:
+        guest.install(SOURCE)
+    assert told.value.kind == "refused"
+
+
+def test_a_base_directory_of_somebody_else_is_refused(guest: Guest) -> None:
+    base = guest.root / "base"
+    base.mkdir(mode=0o700)
+    os.chown(base, 12345, 12345)
+    with pytest.raises(Told, match="uid 12345"):
+        guest.install(SOURCE)
+
+
+def test_a_base_directory_that_is_a_link_is_refused(guest: Guest, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (guest.root / "base").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(Told, match="not a directory"):
+        guest.install(SOURCE)
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+def test_uninstall_leaves_nothing_of_ours_and_may_be_repeated(guest: Guest, tmp_path: Path) -> None:
+    rule = tmp_path / "etc" / "rules"
+    guest.install(SOURCE)
+    rule.write_text("x")
+    other = Guest(guest.root, transfer="tr-other")
+    other.install({**SOURCE, "volume_id": "another-volume"})
+    result = guest.call("uninstall", files=[str(rule)])
+    assert result["left"] == []
+    assert str(rule) in result["removed"] and str(guest.state_dir) in result["removed"]
+    assert not guest.state_dir.exists() and not rule.exists()
+    assert other.state_dir.exists(), "another transfer's state was removed"
+    assert guest.call("uninstall", files=[str(rule)]) == {"removed": [], "left": []}
+    other.call("uninstall", files=[])
+    assert not (guest.root / "base").exists()
