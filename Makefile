@@ -64,7 +64,7 @@ layers: install
 	$(BIN)/lint-imports
 
 spelling: install
-	$(BIN)/codespell $(SOURCES) docs *.md Makefile
+	$(BIN)/codespell $(SOURCES) *.md Makefile
 
 clean:
 	rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache .hypothesis

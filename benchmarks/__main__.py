@@ -111,7 +111,7 @@ def volferry(lab: Lab, source: str) -> dict[str, Any]:
             argv = [*command, *words, "-f", "json"]
             return json.loads(subprocess.check_output(argv, env=environment))
 
-        report = asked("report", asked("list")[0]["ID"])
+        report = asked("report", asked("list")[0]["id"])
     return {
         "rsync_s": report["cutover"]["downtime_s"],
         "rsync_parts": report["cutover"]["parts"],

@@ -33,7 +33,8 @@ def main() -> int:
     before = fingerprint(lab)
 
     code = volferry(lab, "run", SERVER, SOURCE, "--type", TARGET_TYPE, "--unit", unit,
-                    "--max-downtime", "30s", "--settle", "10s", "--yes")  # fmt: skip
+                    "--max-downtime", "60s", "--cutover-timeout", "300s",
+                    "--settle", "10s", "--yes")  # fmt: skip
     report = json.loads(volferry_output(lab, "report", newest(lab), "-f", "json"))
     target = report["target"]["id"]
 
@@ -144,7 +145,7 @@ def volferry_output(lab: Lab, verb: str, *words: str) -> str:
 
 def newest(lab: Lab) -> str:
     transfers: list[dict[str, Any]] = json.loads(volferry_output(lab, "list", "-f", "json"))
-    return str(max(transfers, key=lambda one: str(one["Created"]))["ID"])
+    return str(max(transfers, key=lambda one: str(one["created_at"]))["id"])
 
 
 def mounted_volume(lab: Lab, volumes: list[str]) -> str:

@@ -130,7 +130,7 @@ def test_ext4_on_gpt_by_device_name_is_held_then_goes_back_and_leaves_nothing(
     held = guest.mounted_serial()
     assert held != guest.volume_id[:20]
     assert "UUID=" in guest.sh(f"grep {guest.mount} /etc/fstab")
-    assert volferry.data("list")[0]["State"] == "held", target
+    assert volferry.data("list")[0]["state"] == "held", target
 
     refused = volferry("rollback", transfer, code=3)
     assert "--accept-loss" in refused.stderr

@@ -64,10 +64,10 @@ class Command:
         while time.monotonic() < ends:
             assert process.poll() is None, self.log.read_text()
             transfers = self.data("list")
-            if transfers and transfers[0]["Step"] == step:
+            if transfers and transfers[0]["step"] == step:
                 process.send_signal(signal.SIGKILL)
                 process.wait(30)
-                return str(transfers[0]["ID"])
+                return str(transfers[0]["id"])
             time.sleep(0.5)
         raise AssertionError(f"it never came to '{step}':\n{self.log.read_text()}")
 
@@ -76,7 +76,7 @@ class Command:
 
     def transfer(self) -> str:
         [one] = self.data("list")
-        return str(one["ID"])
+        return str(one["id"])
 
     def report(self) -> Any:
         return self.data("report", self.transfer())

@@ -19,7 +19,7 @@ def follow(ctx: Context, what: str) -> OnProgress:
         nonlocal telling
         if telling is None or telling.done():
             telling = asyncio.ensure_future(
-                ctx.progress(progress.model_copy(update={"what": progress.what or what}))
+                ctx.progress(progress.model_copy(update={"what": what}))
             )
 
     return report
