@@ -120,6 +120,7 @@ class Guest:
                 pid = json.loads((self.state_dir / name).read_text())["pid"]
                 command = Path(f"/proc/{pid}/cmdline").read_bytes()
                 if str(self.root).encode() in command:
+                    os.kill(pid, signal.SIGKILL)
                     os.killpg(pid, signal.SIGKILL)
 
 
@@ -167,10 +168,7 @@ class Disks:
         if size_mib is not None:
             with image.open("r+b") as file:
                 file.truncate(size_mib * MIB)
-        volume = self.attach(image, name)
-        if Path(f"{source.loop}p1").exists():
-            volume.reread()
-        return volume
+        return self.attach(image, name)
 
     def attach(self, image: Path, name: str) -> Volume:
         loop = shell("losetup", "--find", "--show", image).strip()
@@ -195,7 +193,10 @@ class Disks:
             subprocess.run(["blockdev", "--setrw", volume.loop], capture_output=True, check=False)
             subprocess.run(["partx", "-d", volume.loop], capture_output=True, check=False)
             shell("losetup", "--detach", volume.loop, check=False)
-        assert ours.isdisjoint(loops_of(self.root)), "loop devices are left"
+        deadline = time.monotonic() + 5  # somebody who only probes it may have it open
+        while not ours.isdisjoint(loops_of(self.root)):
+            assert time.monotonic() < deadline, "loop devices are left"
+            time.sleep(0.05)
         for image in self.root.glob("*.img"):
             image.unlink()
 

@@ -1245,7 +1245,8 @@ def scan(place: Place, devices: Set[str], paths: List[str], tell: Callable[[Json
         if name not in (mine, host) and holding:
             tell(holder(place, pid, "mount", "namespace", holding[0].target, holding[0].target))
     mount_ids = {entry.id: entry.target for known in namespaces.values() for entry in known}
-    anonymous = set(devices)
+    # maps shows btrfs by the filesystem's anonymous number, stat by that of the subvolume
+    anonymous = devices | {entry.dev for known in namespaces.values() for entry in known}
     for path in paths:
         with contextlib.suppress(OSError):
             number = os.stat(to_bytes(path)).st_dev
@@ -1766,15 +1767,7 @@ class Supervisor:
         if self.place.has_systemd:
             self.start_unit(agent, state_dir, survive_reboot)
             return "systemd"
-        subprocess.Popen(  # its own session: the controller's ssh may go away
-            [sys.executable, "-I", agent, "supervise", state_dir],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            env=environment(),
-            cwd="/",
-            start_new_session=True,
-        )
+        spawn_orphan([sys.executable, "-I", agent, "supervise", state_dir])
         return "daemon"
 
     def start_unit(self, agent: str, state_dir: str, survive_reboot: bool) -> None:
@@ -1819,6 +1812,25 @@ class Supervisor:
             fsync_directory(to_bytes(os.path.dirname(self.unit_path)))
         if self.place.has_systemd:
             must(["systemctl", "daemon-reload"], 90)
+
+
+def spawn_orphan(argv: List[str]) -> None:
+    """Start a program that nobody waits for, in a session of its own: the controller's ssh may go
+    away."""
+    pid = os.fork()
+    if pid == 0:  # the child: never returns into the caller's code
+        try:
+            os.setsid()
+            if os.fork() > 0:
+                os._exit(0)
+            null = os.open(os.devnull, os.O_RDWR)
+            for fd in (0, 1, 2):
+                os.dup2(null, fd)
+            os.chdir("/")
+            os.execve(argv[0], argv, environment())
+        finally:
+            os._exit(127)
+    reap(pid, 10.0)
 
 
 def supervise(state_dir: str) -> None:
@@ -1886,19 +1898,23 @@ def verb_start(place: Place, request: Json) -> Json:
                     "start the same job id again: it goes on from its own record",
                 )
         if not before or before["job_id"] != job_id:
-            for left_over in ("status.json", "worker.json"):
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(os.path.join(state_dir, left_over))
+            forget(job.path("status.json"))
             job_request = remembered_request(job, name, request.get("request") or {})
             asked_for = {"job": name, "job_id": job_id, "request": job_request}
             write_json(job.path("job.json"), asked_for)
+        forget(job.path("worker.json"))
         kind = supervisor.start(
             installed_agent(state_dir), state_dir, name in ("cutover", "cutback")
         )
         deadline = time.monotonic() + 20
-        while job.state() == "died" and time.monotonic() < deadline:
+        while not os.path.exists(job.path("worker.json")) and time.monotonic() < deadline:
             time.sleep(0.02)
     return {"job_id": job_id, "state": job.state(), "supervisor": kind}
+
+
+def forget(path: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
 
 
 def remembered_request(job: Job, name: str, request: Json) -> Json:
@@ -2159,14 +2175,21 @@ class Preparation:
         self.job.report("preparing", force=True, what="replaying the log")
         device = mount_device(self.place, filesystem, filesystem["target"], at, "rw,noatime")
         try:
-            before = os.statvfs(at)
+            before = size_of(at)
             if grow:
                 self.job.report("preparing", force=True, what="growing the filesystem")
                 grow_mounted(filesystem["fstype"], device.path, at)
-            after = os.statvfs(at)
+            after = size_of(at)
         finally:
             unmount(at, 600, busy_s=30)
-        return after.f_blocks * after.f_frsize > before.f_blocks * before.f_frsize
+        if grow and after == before and filesystem["fstype"].startswith("ext"):
+            # ext2, and an ext4 without room for larger group descriptors, grow only unmounted
+            check_ext(device.path)
+            must(["resize2fs", device.path], 4 * 3600)
+            mount_device(self.place, filesystem, filesystem["target"], at, "rw,noatime")
+            after = size_of(at)
+            unmount(at, 600, busy_s=30)
+        return after > before
 
     def expect_identity(self, device: Device, filesystem: Json, uuids: Set[str]) -> Dict[str, str]:
         found = blkid(device.path)
@@ -2189,11 +2212,7 @@ class Preparation:
         if filesystem["fstype"] == "xfs":
             must(["xfs_admin", "-U", "generate", device.path], 600)
         else:
-            ran = run(["e2fsck", "-f", "-p", device.path], 4 * 3600)
-            if ran.code not in (0, 1):
-                raise AgentError(
-                    "failed", "e2fsck of {} failed: {}".format(device.path, ran.complaint)
-                )
+            check_ext(device.path)
             must(["tune2fs", "-U", "random", device.path], 3600, b"y\n")
         found = blkid(device.path)
         if not found.get("UUID") or found["UUID"] == filesystem["uuid"]:
@@ -2320,13 +2339,25 @@ def same_type(found: str, wanted: str) -> bool:
     return found == wanted
 
 
+def size_of(path: str) -> int:
+    space = os.statvfs(path)
+    return space.f_blocks * space.f_frsize
+
+
+def check_ext(device: str) -> None:
+    """What tune2fs and resize2fs ask for before they touch an unmounted filesystem."""
+    ran = run(["e2fsck", "-f", "-p", device], 4 * 3600)
+    if ran.code not in (0, 1):
+        raise AgentError("failed", "e2fsck of {} failed: {}".format(device, ran.complaint))
+
+
 def grow_mounted(fstype: str, device: str, at: str) -> None:
     if fstype == "xfs":
         must(["xfs_growfs", at], 3600)
     elif fstype == "btrfs":
         must(["btrfs", "filesystem", "resize", "max", at], 3600)
-    elif fstype in ("ext3", "ext4"):
-        must(["resize2fs", device], 3600)
+    else:
+        run(["resize2fs", device], 3600)  # whether it worked is read from the size
 
 
 def refuse_unless_blank(disk: Disk) -> None:
