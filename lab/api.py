@@ -28,7 +28,8 @@ from lab.knobs import Knobs
 from lab.layout import Layout
 from lab.services.cinder import DEFAULT_TYPE
 
-SSH_TIMEOUT_S = 180
+# A boot takes 20 s on an idle machine, and several times as long beside other work.
+SSH_TIMEOUT_S = 300
 
 
 def _to_stderr(text: str) -> None:
@@ -101,7 +102,7 @@ class Lab:
         deadline = time.monotonic() + timeout_s
         while True:
             try:
-                tried = self.run(name, "true", timeout_s=30)
+                tried = self.run(name, "true", timeout_s=60)
             except subprocess.TimeoutExpired as late:
                 said = str(late)
             else:
@@ -138,7 +139,7 @@ class Lab:
         login = ["-l", "root"] if root else []
         command = ["ssh", "-F", str(self.ssh_config), "-o", "BatchMode=yes", "-o"]
         return subprocess.run(
-            [*command, "ConnectTimeout=10", *login, name, f"sh -c {shlex.quote(script)}"],
+            [*command, "ConnectTimeout=30", *login, name, f"sh -c {shlex.quote(script)}"],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -217,10 +218,16 @@ class Lab:
         self._delete("block-storage", f"/snapshots/{snapshot_id}")
 
     def attach(self, server: str, volume_id: str) -> None:
-        """Attach a volume and wait until it is in use."""
+        """Attach a volume and wait until it is in use. Raises LabError when the attach fails."""
         path = f"/servers/{self._server_id(server)}/os-volume_attachments"
         self.member.post("compute", path, {"volumeAttachment": {"volumeId": volume_id}})
-        self.wait_for_volume(volume_id, "in-use")
+        # Nova reserved the volume before it answered; `available` means that it gave up since.
+        if self.wait_for_volume(volume_id, "in-use", "available") == "available":
+            raise LabError(
+                f"the attach of volume {volume_id} to {server} failed: it is available again",
+                "the guest never had it",
+                f"read {self.layout.logs}/nova.log",
+            )
 
     def detach(self, server: str, volume_id: str) -> None:
         """Detach a volume and wait until it is available."""

@@ -174,7 +174,8 @@ def _bring_services_up(layout: Layout, say: Say) -> None:
 def _prepare(layout: Layout, services: list[Service], say: Say) -> None:
     """First start: databases, users, catalogue, offers."""
     say("making the databases")
-    processes.in_parallel(*(service.create_database for service in services))
+    _create_schemas(layout, services)
+    processes.in_parallel(*(service.fill_database for service in services))
     say("starting the services")
     began = datetime.now(UTC)
     keystone = services[0]
@@ -186,6 +187,18 @@ def _prepare(layout: Layout, services: list[Service], say: Say) -> None:
     nova.discover_host()
     catalog.enter_offers(layout)
     write_atomically(layout.prepared, f"{layout.venv.name}\n")
+
+
+def _create_schemas(layout: Layout, services: list[Service]) -> None:
+    """Make all tables, or copy them out of the cache: the migrations take 20 s, the copy none."""
+    if not layout.schemas.exists():
+        processes.in_parallel(*(service.create_schema for service in services))
+        draft = layout.schemas.with_name(f"{layout.schemas.name}.part")
+        shutil.rmtree(draft, ignore_errors=True)
+        shutil.copytree(layout.databases, draft)
+        draft.replace(layout.schemas)
+    else:
+        shutil.copytree(layout.schemas, layout.databases, dirs_exist_ok=True)
 
 
 def _start(layout: Layout, services: list[Service]) -> None:

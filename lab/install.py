@@ -91,9 +91,9 @@ def install_services(layout: Layout, say: Callable[[str], None]) -> None:
 
 
 def drop_outdated(layout: Layout) -> None:
-    """Delete virtual environments of other versions; they are 700 MiB each."""
-    for folder in layout.cache.glob("venv-*"):
-        if folder != layout.venv:
+    """Delete virtual environments and schemas of other versions; a venv has 700 MiB."""
+    for folder in (*layout.cache.glob("venv-*"), *layout.cache.glob("schemas-*")):
+        if folder not in (layout.venv, layout.schemas):
             shutil.rmtree(folder)
 
 

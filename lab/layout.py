@@ -159,6 +159,13 @@ class Layout:
             "venv-" + file_hash(here / "requirements.txt", here / "constraints.txt")
         )
 
+    @property
+    def schemas(self) -> Path:
+        """Databases with all tables and no rows, of the versions in `venv`."""
+        here = Path(__file__).resolve().parent
+        made_by = file_hash(here / "runtime/neutron_sqlite.py", extra=self.venv.name)
+        return self.cache / f"schemas-{made_by}"
+
     def program(self, name: str) -> Path:
         """Return the path of a program in the services' virtual environment."""
         return self.venv / "bin" / name

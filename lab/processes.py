@@ -20,7 +20,6 @@ from pathlib import Path
 from lab.errors import LabError
 from lab.layout import REPOSITORY, Layout, write_atomically
 
-
 # Kept because Python warns of a Popen that is dropped while its process runs; these shall run on.
 _started: list[subprocess.Popen[bytes]] = []
 

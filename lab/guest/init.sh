@@ -7,6 +7,11 @@ mount -t proc proc /proc
 mount -t sysfs sys /sys
 while read -r module; do insmod "/modules/$module"; done < /modules/load
 
+# QEMU's user-mode network is the same in each guest.
+ip link set eth0 up
+ip address add 10.0.2.15/24 dev eth0
+ip route add default via 10.0.2.2
+
 # The root disk is told by its serial: with volumes plugged in, vda is an accident of the PCI order.
 tries=0
 while [ $tries -lt 100 ]; do

@@ -48,9 +48,12 @@ class Service:
         """Return the text of the configuration file."""
         raise NotImplementedError
 
-    def create_database(self) -> None:
-        """Make the tables; runs once in the life of a lab."""
+    def create_schema(self) -> None:
+        """Make the tables, and nothing that belongs to one lab: the result is cached."""
         raise NotImplementedError
+
+    def fill_database(self) -> None:
+        """Enter what belongs to this lab; runs once in its life."""
 
     def command(self) -> list[str | Path]:
         """Return the command that runs the service in the foreground."""

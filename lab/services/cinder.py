@@ -61,7 +61,7 @@ backend_url = file://{self.state}/coordination
 {back_ends}{self.shared()}{self.client("service_user", "send_service_user_token = true")}\
 {self.client("nova", "interface = public")}"""
 
-    def create_database(self) -> None:
+    def create_schema(self) -> None:
         self.manage("cinder-manage", "db", "sync")
 
     def command(self) -> list[str | Path]:

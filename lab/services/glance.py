@@ -54,7 +54,7 @@ flavor = keystone
 config_file = {self.layout.venv}/etc/glance/glance-api-paste.ini
 {self.shared()}"""
 
-    def create_database(self) -> None:
+    def create_schema(self) -> None:
         self.manage("glance-manage", "db_sync")
 
     def command(self) -> list[str | Path]:

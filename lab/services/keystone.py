@@ -43,8 +43,10 @@ backend = dogpile.cache.memory
 password_hash_rounds = 4
 """
 
-    def create_database(self) -> None:
+    def create_schema(self) -> None:
         self.manage("keystone-manage", "db_sync")
+
+    def fill_database(self) -> None:
         owner = [
             "--keystone-user",
             getpass.getuser(),

@@ -36,7 +36,7 @@ mechanism_drivers =
 extension_drivers = port_security
 {self.shared()}"""
 
-    def create_database(self) -> None:
+    def create_schema(self) -> None:
         python, script = self.layout.program("python"), RUNTIME / "neutron_sqlite.py"
         processes.run(self.layout, [python, script, self.database_url()])
 

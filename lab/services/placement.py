@@ -24,7 +24,7 @@ connection = {self.database_url()}
 auth_strategy = keystone
 {self.shared()}"""
 
-    def create_database(self) -> None:
+    def create_schema(self) -> None:
         self.manage("placement-manage", "db", "sync")
 
     def command(self) -> list[str | Path]:

@@ -46,8 +46,12 @@ def server(lab: Lab) -> str:
 
 
 @pytest.fixture
-def own_server(lab: Lab, request: pytest.FixtureRequest) -> Iterator[Callable[..., str]]:
-    """A function that makes a server for this test alone: own_server(image="debian-13")."""
+def own_server(lab: Lab, new_volume: object) -> Iterator[Callable[..., str]]:
+    """A function that makes a server for this test alone: own_server(image="debian-13").
+
+    It is gone before the volumes of `new_volume` are: a guest in the middle of a boot lets no
+    disk go.
+    """
     made: list[str] = []
 
     def make(image: str = "debian-12", flavor: str = "m1.small") -> str:

@@ -58,7 +58,8 @@ CPU_MODELS = {"tcg": "Nehalem", "kvm": "host"}
 # What makes a guest boot fast under software emulation, see the measurements in lab/README.md.
 KERNEL_ARGUMENTS = (
     "console=ttyS0 quiet loglevel=4 systemd.show_status=false systemd.firstboot=no"
-    " fsck.mode=skip random.trust_cpu=on mitigations=off nokaslr no_timer_check tsc=reliable"
+    " net.ifnames=0 fsck.mode=skip random.trust_cpu=on mitigations=off nokaslr no_timer_check"
+    " tsc=reliable"
 )
 
 
@@ -253,11 +254,8 @@ class QemuDriver(fake.FakeDriver):
         device_type=None,
         encryption=None,
     ):
-        try:
-            if not knobs.obey("attach"):
-                return
-        except OrderedFault as fault:
-            raise exception.DeviceAttachFailed(device=mountpoint, reason=str(fault)) from fault
+        if not knobs.obey("attach"):
+            return
         if self._pid(instance):  # else it is plugged in at the start
             with self._qmp(instance) as qmp:
                 self._plug(qmp, instance, connection_info)
@@ -281,7 +279,7 @@ class QemuDriver(fake.FakeDriver):
             deadline = time.monotonic() + CONF.lab.unplug_timeout
             while True:
                 try:
-                    qmp("device_del", id=device)
+                    qmp("device_del", {"id": device})
                 except QMPError as refusal:
                     if refusal.kind == "DeviceNotFound":
                         break  # the guest let it go meanwhile
@@ -293,7 +291,7 @@ class QemuDriver(fake.FakeDriver):
                         device=mountpoint,
                         reason=f"the guest kept it for {CONF.lab.unplug_timeout} s",
                     )
-            qmp("blockdev-del", node_name=plugged)
+            qmp("blockdev-del", {"node-name": plugged})
 
     def swap_volume(
         self,
@@ -313,22 +311,23 @@ class QemuDriver(fake.FakeDriver):
             old = self._node_under(qmp, device)
             new = "m" + uuid.uuid4().hex[:28]
             job = f"swap-{new}"
-            qmp("blockdev-add", **self._block_node(new, new_connection_info))
-            qmp("blockdev-mirror", job_id=job, device=old, target=new, sync="full")
+            qmp("blockdev-add", self._block_node(new, new_connection_info))
+            mirror = {"job-id": job, "device": old, "target": new, "sync": "full"}
+            qmp("blockdev-mirror", mirror)
             if not qmp.wait_for("BLOCK_JOB_READY", 3600, device=job):
-                qmp("block-job-cancel", device=job)
+                qmp("block-job-cancel", {"device": job})
                 raise exception.VolumeRebaseFailed(reason="the mirror was not ready in an hour")
-            qmp("block-job-complete", device=job)
+            qmp("block-job-complete", {"device": job})
             ended = qmp.wait_for("BLOCK_JOB_COMPLETED", 60, device=job)
             if not ended or ended["data"].get("error"):
                 raise exception.VolumeRebaseFailed(reason=str(ended))
-            qmp("blockdev-del", node_name=old)
+            qmp("blockdev-del", {"node-name": old})
 
     def extend_volume(self, context, connection_info, instance, requested_size):
         if self._pid(instance):
             with self._qmp(instance) as qmp:
                 node_below = self._node_under(qmp, device_id(self._volume_id(connection_info)))
-                qmp("block_resize", node_name=node_below, size=requested_size)
+                qmp("block_resize", {"node-name": node_below, "size": requested_size})
 
     # --- the QEMU process
     def _folder(self, instance):
@@ -490,7 +489,7 @@ class QemuDriver(fake.FakeDriver):
         volume_id = self._volume_id(connection_info)
         name = node_name(volume_id)
         self._drop_leftover(qmp, name)
-        qmp("blockdev-add", **self._block_node(name, connection_info))
+        qmp("blockdev-add", self._block_node(name, connection_info))
         device = {"id": device_id(volume_id), "drive": name}
         if instance.system_metadata.get("image_hw_disk_bus") == "scsi":
             device.update(driver="scsi-hd", bus="scsi.0", serial=volume_id, device_id=volume_id)
@@ -498,9 +497,9 @@ class QemuDriver(fake.FakeDriver):
             # virtio-blk keeps 20 characters of a serial.
             device.update(driver="virtio-blk-pci", serial=volume_id[:20])
         try:
-            qmp("device_add", **device)
+            qmp("device_add", device)
         except QMPError:
-            qmp("blockdev-del", node_name=name)
+            qmp("blockdev-del", {"node-name": name})
             raise
 
     @staticmethod
@@ -515,5 +514,7 @@ class QemuDriver(fake.FakeDriver):
     @staticmethod
     def _drop_leftover(qmp, name):
         """A guest may let a device go after the driver gave up; its node stays."""
-        if any(known["node-name"] == name for known in qmp("query-named-block-nodes", flat=True)):
-            qmp("blockdev-del", node_name=name)
+        if any(
+            known["node-name"] == name for known in qmp("query-named-block-nodes", {"flat": True})
+        ):
+            qmp("blockdev-del", {"node-name": name})

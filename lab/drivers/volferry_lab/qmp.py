@@ -36,13 +36,9 @@ class QMP:
     def __exit__(self, *_):
         self.socket.close()
 
-    def __call__(self, command, **arguments):
-        """Run a command and return its answer; underscores in names become dashes."""
-        message = {"execute": command}
-        if arguments:
-            message["arguments"] = {
-                name.replace("_", "-"): value for name, value in arguments.items()
-            }
+    def __call__(self, command, arguments=None):
+        """Run a command and return its answer. Raises QMPError."""
+        message = {"execute": command, "arguments": arguments or {}}
         self.socket.settimeout(self.timeout_s)
         self.socket.sendall(json.dumps(message).encode() + b"\n")
         deadline = time.monotonic() + self.timeout_s
