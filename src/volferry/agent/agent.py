@@ -141,6 +141,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Set, Tuple
 
 Json = Dict[str, Any]
+Process = Any  # subprocess.Popen[bytes], which 3.6 cannot subscribe
 
 MIB = 1024 * 1024
 SLACK_S = 30.0
@@ -316,17 +317,41 @@ def environment() -> Dict[str, str]:
     return mine
 
 
+class Interrupt:
+    """SIGTERM as an exception, but never between the start of a program and our knowing of it."""
+
+    held = 0
+    pending = False
+
+    @classmethod
+    def arrived(cls) -> None:
+        if cls.held:
+            cls.pending = True
+        else:
+            raise Stopped()
+
+
+def launch(argv: List[str], env: Optional[Dict[str, str]] = None, **more: Any) -> Process:
+    """Start a program with a clean environment, in the root directory."""
+    Interrupt.held += 1
+    try:
+        words = [to_bytes(word) for word in argv]
+        process = subprocess.Popen(words, env=env or environment(), cwd="/", **more)
+    finally:
+        Interrupt.held -= 1
+    if Interrupt.pending:
+        Interrupt.pending = False
+        end_process(process)
+        raise Stopped()
+    return process
+
+
 def run(argv: List[str], timeout_s: float = COMMAND_S, stdin: bytes = b"") -> Ran:
     """Run a program to its end. A missing program, or one past its deadline, is an AgentError."""
     what = os.path.basename(argv[0])
     try:
-        process = subprocess.Popen(
-            [to_bytes(word) for word in argv],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=environment(),
-            cwd="/",
+        process = launch(
+            argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
         )
     except OSError as error:
         if error.errno == errno.ENOENT:
@@ -345,7 +370,7 @@ def run(argv: List[str], timeout_s: float = COMMAND_S, stdin: bytes = b"") -> Ra
     return Ran(process.returncode, to_text(out), to_text(err))
 
 
-def end_process(process: "subprocess.Popen[bytes]") -> None:
+def end_process(process: Process) -> None:
     """Kill our own child; one stuck in the kernel is left behind rather than waited for."""
     with contextlib.suppress(ProcessLookupError):
         process.kill()
@@ -654,9 +679,9 @@ def set_read_only(path: str, value: bool) -> None:
 
 
 def set_disk_read_only(disk: Disk, value: bool) -> None:
-    """The disk and its partitions: the flag of the disk alone does not reach them everywhere."""
-    paths = [disk.path] + [partition.path for partition in disk.partitions]
-    for path in paths if value else reversed(paths):
+    """The disk and its partitions: the flag of the disk alone does not reach them everywhere, and
+    a partition of a read-only disk stays read-only whatever it is told (seen on Linux 6.12)."""
+    for path in [disk.path] + [partition.path for partition in disk.partitions]:
         set_read_only(path, value)
 
 
@@ -1844,20 +1869,17 @@ def supervise(state_dir: str) -> None:
         {"pid": pid, "started": process_started(place, pid), "boot_id": place.boot_id},
     )
     for attempt in range(10):
-        child = subprocess.Popen(
+        child = launch(
             [sys.executable, "-I", os.path.abspath(__file__), "work", state_dir],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            env=environment(),
-            cwd="/",
             start_new_session=True,
         )
         code = child.wait()
         if code == 0:
             return
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(child.pid, signal.SIGKILL)
+        end_group(child.pid)
         Log.say("the worker ended with {}, run {}".format(code, attempt + 1))
         time.sleep(0.1 + 0.2 * attempt)
 
@@ -1998,8 +2020,8 @@ def verb_stop(place: Place, request: Json) -> Json:
 
 
 def on_sigterm(number: int, frame: Any) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough, clean-up must not be disturbed
-    raise Stopped("signal {}".format(number))
+    signal.signal(signal.SIGTERM, lambda *_: None)  # once is enough: clean-up is not disturbed
+    Interrupt.arrived()
 
 
 def work(state_dir: str) -> int:
@@ -2028,6 +2050,12 @@ def work(state_dir: str) -> int:
         result, error = attempt(lambda: run_job(place, job, asked_for))
         job.end(result, error)
     return 0
+
+
+def end_group(pid: int) -> None:
+    """Kill what is left of a process group that was made for a child of ours."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, signal.SIGKILL)
 
 
 def run_job(place: Place, job: Job, asked_for: Json) -> Json:
@@ -2740,14 +2768,7 @@ class RsyncMover:
             names.write(stdin)
             names.seek(0)
             try:
-                process = subprocess.Popen(
-                    [to_bytes(word) for word in argv],
-                    stdin=names,
-                    stdout=subprocess.PIPE,
-                    stderr=complaints,
-                    env=environment(),
-                    cwd="/",
-                )
+                process = launch(argv, stdin=names, stdout=subprocess.PIPE, stderr=complaints)
             except FileNotFoundError:
                 raise AgentError(
                     "missing",
@@ -2773,7 +2794,7 @@ class RsyncMover:
 
     def follow(
         self,
-        process: "subprocess.Popen[bytes]",
+        process: Process,
         copied: Copied,
         report: Report,
         deadline: float,
@@ -2903,8 +2924,9 @@ READERS = 4
 """Threads that read contents; the disk is the limit, the interpreter lets go of its lock to
 read."""
 MOST_DIFFERENCES = 100000
-SURE_S = 2.0
-"""A change later than the copy's start, with this much room for the kernel's coarse clock."""
+SURE_S = 0.1
+"""ctime comes from a clock that ticks up to 10 ms behind; what is older than this before the copy
+began was not written during it."""
 
 
 class Comparison:
@@ -3013,8 +3035,8 @@ class Comparison:
             return directory
         try:
             why = self.metadata(path, mine, theirs)
-        except FileNotFoundError:
-            why = "it vanished"
+        except OSError as error:
+            why = replaced(error)
         if why:
             self.differs(path, why)
         if directory or (stat.S_ISREG(mine.st_mode) and stat.S_ISREG(theirs.st_mode)):
@@ -3064,8 +3086,12 @@ class Comparison:
         """In a thread: contents and attributes. A fault is kept for the thread that waits."""
         try:
             if self.fault is None:
-                with contextlib.suppress(FileNotFoundError):
-                    self.open_and_compare(path, directory)
+                self.open_and_compare(path, directory)
+        except OSError as error:
+            try:
+                self.differs(path, replaced(error))
+            except BaseException as fault:  # noqa: BLE001 - as below
+                self.fault = fault
         except BaseException as error:  # noqa: BLE001 - raised again by finish()
             self.fault = error
         finally:
@@ -3091,6 +3117,25 @@ class Comparison:
             self.bytes += size
         if why:
             self.differs(path, why)
+
+
+REPLACED = {
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.ELOOP,
+    errno.ENXIO,
+    errno.ESPIPE,
+    errno.EINVAL,
+}
+
+
+def replaced(error: OSError) -> str:
+    """An entry that became another (or none) between two looks is a difference, to be judged as any
+    other; every other fault of reading is no difference but a fault."""
+    if error.errno not in REPLACED:
+        raise error
+    return "it was replaced while it was looked at"
 
 
 def join(root: bytes, path: bytes) -> bytes:
@@ -3606,14 +3651,8 @@ def user_command(place: Place, command: str, timeout_s: float, output: str) -> N
     mine = {key: value for key, value in environment().items() if key != "LC_ALL"}
     fd = os.open(output, flags, 0o600)
     try:
-        process = subprocess.Popen(
-            [to_bytes(word) for word in argv],
-            stdin=subprocess.DEVNULL,
-            stdout=fd,
-            stderr=fd,
-            env=mine,
-            cwd="/",
-            start_new_session=True,
+        process = launch(
+            argv, mine, stdin=subprocess.DEVNULL, stdout=fd, stderr=fd, start_new_session=True
         )
     finally:
         os.close(fd)
@@ -3643,17 +3682,15 @@ class Inside:
 
     def __init__(self, place: Place, state_dir: str) -> None:
         self.place, self.state_dir = place, state_dir
-        self.process: Optional["subprocess.Popen[bytes]"] = None
+        self.process: Optional[Process] = None
 
     def prepare(self) -> None:
         with open(os.path.join(self.state_dir, "inside.log"), "ab") as complaints:
-            self.process = subprocess.Popen(
+            self.process = launch(
                 [sys.executable, "-I", os.path.abspath(__file__), "inside"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=complaints,
-                env=environment(),
-                cwd="/",
                 start_new_session=True,
             )
         assert self.process.stdout is not None
@@ -3671,7 +3708,7 @@ class Inside:
 
     def listen(
         self,
-        process: "subprocess.Popen[bytes]",
+        process: Process,
         request: Json,
         deadline: float,
         heard: Callable[[Json], None],
@@ -3706,8 +3743,7 @@ class Inside:
     def end(self) -> None:
         if self.process is None:
             return
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.process.pid, signal.SIGKILL)
+        end_group(self.process.pid)
         end_process(self.process)
         self.process = None
 
@@ -3859,7 +3895,7 @@ class Cutover:
         before = FORWARD_PHASES.index("committing")
         phase = self.record["phase"]
         if first and not self.record["going_back"] and phase in FORWARD_PHASES[:before]:
-            raise Stopped("signal {}".format(number))
+            Interrupt.arrived()
 
     # -- the story
 
