@@ -39,7 +39,9 @@ class Told(Exception):
 
 def shell(*argv: str | os.PathLike[str], check: bool = True) -> str:
     words = [os.fspath(word) for word in argv]
-    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=120)
+    done = subprocess.run(
+        words, capture_output=True, errors="surrogateescape", check=False, timeout=120
+    )
     if check and done.returncode != 0:
         raise AssertionError(f"{argv} ended with {done.returncode}: {done.stderr}{done.stdout}")
     return done.stdout

@@ -143,6 +143,32 @@ def test_vanished_files_are_an_error_in_the_final_pass(
         run_stand_in(path, monkeypatch, final=True)
 
 
+CUT_SHORT = (
+    "file has vanished: /a\n"
+    "rsync: [sender] read errors mapping /b: No data available (61)\n"
+    "WARNING: b failed verification -- update discarded (will try again).\n"
+    "rsync error: some files/attrs were not transferred (see previous errors) (code 23) at main.c"
+)
+
+
+def test_a_file_that_is_cut_short_while_it_is_read_is_normal_while_the_service_runs(
+    stand_in: Maker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = stand_in("rsync", rsync_that(23, CUT_SHORT))
+    assert run_stand_in(path, monkeypatch).vanished
+    with pytest.raises(agent.AgentError, match="Partial transfer due to error"):
+        run_stand_in(path, monkeypatch, final=True)
+
+
+def test_one_real_fault_among_them_is_a_failure(
+    stand_in: Maker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fault = "rsync: read errors mapping /c: Input/output error (5)\n"
+    path = stand_in("rsync", rsync_that(23, fault + CUT_SHORT))
+    with pytest.raises(agent.AgentError, match="Input/output error"):
+        run_stand_in(path, monkeypatch)
+
+
 @pytest.mark.parametrize("code", [1, 2, 3, 4, 5, 10, 11, 12, 13, 14, 20, 21, 22, 23, 25, 30, 35])
 def test_every_other_code_is_a_failure_told_with_its_meaning(
     stand_in: Maker, monkeypatch: pytest.MonkeyPatch, code: int

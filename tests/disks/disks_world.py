@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import os
 import shlex
+import stat
 import subprocess
 import sys
 import time
@@ -68,6 +69,7 @@ class World:
             path = self.disks.mount(device, self.guest.root / f"data{index}", "noatime,nodev")
             self.data.append(path)
             fill(path, seed + index)
+            shell("sync", "-f", path)
         self.guest.install(self.source.ref)
         self.side = self.guest.root / "etc" / "10-side.rules"
         self.side.write_text("source\n")
@@ -282,21 +284,25 @@ def assert_same_trees(one: Path, other: Path) -> None:
 
 def sums(root: Path) -> dict[bytes, object]:
     """Every path with its metadata and, for a file, its SHA-256; hard links by their group."""
+    paths = [
+        os.path.join(folder, name)
+        for folder, folders, files in os.walk(bytes(root))
+        for name in folders + files
+    ]
+    groups: dict[int, set[bytes]] = {}
+    for path in paths:
+        groups.setdefault(os.lstat(path).st_ino, set()).add(os.path.relpath(path, bytes(root)))
     found: dict[bytes, object] = {}
-    groups: dict[int, bytes] = {}
-    for folder, folders, files in os.walk(bytes(root)):
-        for name in sorted(folders + files):
-            path = os.path.join(folder, name)
-            short = os.path.relpath(path, bytes(root))
-            status = os.lstat(path)
-            digest = ""
-            if os.path.isfile(path) and not os.path.islink(path):
-                with open(path, "rb") as file:
-                    digest = hashlib.sha256(file.read()).hexdigest()
-            group = b"" if status.st_nlink < 2 else groups.setdefault(status.st_ino, short)
-            group = b"" if os.path.isdir(path) else group
-            found[short] = (
-                status.st_mode, status.st_uid, status.st_gid, status.st_mtime_ns, digest, group,
-                status.st_rdev, os.readlink(path) if os.path.islink(path) else b"",
-            )  # fmt: skip
+    for path in paths:
+        status = os.lstat(path)
+        digest = link = b""
+        if stat.S_ISREG(status.st_mode):
+            with open(path, "rb") as file:
+                digest = hashlib.sha256(file.read()).digest()
+        elif stat.S_ISLNK(status.st_mode):
+            link = os.readlink(path)
+        found[os.path.relpath(path, bytes(root))] = (
+            status.st_mode, status.st_uid, status.st_gid, status.st_mtime_ns, status.st_rdev,
+            digest, link, frozenset(groups[status.st_ino]),
+        )  # fmt: skip
     return found

@@ -1495,6 +1495,14 @@ def current_content(path: str) -> Optional[bytes]:
         return file.read()
 
 
+def content_if_plain(path: str) -> Any:
+    """The content as ``current_content``, or something that equals no content."""
+    try:
+        return current_content(path)
+    except (AgentError, OSError):
+        return NotImplemented
+
+
 def put_file(state_dir: str, path: str, content: Optional[str], mode: Optional[int]) -> bool:
     """Bring a file of the user's guest to ``content`` (None: away). False when it was so already.
 
@@ -1920,8 +1928,8 @@ def verb_start(place: Place, request: Json) -> Json:
                     "start the same job id again: it goes on from its own record",
                 )
         if not before or before["job_id"] != job_id:
-            forget(job.path("status.json"))
             job_request = remembered_request(job, name, request.get("request") or {})
+            forget(job.path("status.json"))
             asked_for = {"job": name, "job_id": job_id, "request": job_request}
             write_json(job.path("job.json"), asked_for)
         forget(job.path("worker.json"))
@@ -2621,6 +2629,13 @@ RSYNC_EXIT = {  # quoted from rsync(1)
     35: "Timeout waiting for daemon connection",
 }
 
+RACE = re.compile(
+    r"file has vanished|No data available \(61\)|failed verification -- update discarded"
+    r"|some files(/attrs)? (vanished|were not transferred)"
+)
+"""Complaints of a file that was removed or cut short while rsync read it: normal while the service
+runs, and told by exit code 23 when it was cut short. The comparison sees what came of it."""
+
 Report = Callable[..., None]
 """report(phase, force=False, **progress)"""
 
@@ -2709,6 +2724,8 @@ class RsyncMover:
         self.nanoseconds = numbers >= [3, 1, 3]
         """``--modify-window=-1`` came with 3.1.3; before, times are compared and kept by the second
         for everything but a copied file."""
+        self.complaints: List[str] = []
+        """What the last run said on stderr."""
 
     def options(self) -> List[str]:
         options = ["-aHAXS", "--numeric-ids", "-x", "--out-format=%i %l %n"]
@@ -2736,8 +2753,8 @@ class RsyncMover:
         elif code == 23 and "Operation not permitted" in words and clear_locked(self.target):
             Log.say("again after immutable flags were cleared on the target: {}".format(words))
             code, words = self.run(argv + tail, b"", copied, report, deadline)
-        copied.vanished = code == 24
-        if code != 0 and not (code == 24 and vanishing_is_fine):
+        copied.vanished = code == 24 or (code == 23 and all(map(RACE.search, self.complaints)))
+        if code != 0 and not (copied.vanished and vanishing_is_fine):
             raise rsync_error(code, words)
         return copied
 
@@ -2788,9 +2805,10 @@ class RsyncMover:
                         process.wait(timeout=5)
                 end_process(process)
             complaints.seek(0, os.SEEK_END)
-            complaints.seek(max(0, complaints.tell() - 8192))
-            lines = to_text(complaints.read()).splitlines()
-        return code, one_line(" / ".join(lines[-6:]))
+            complaints.seek(max(0, complaints.tell() - 16 * MIB))
+            said = to_text(complaints.read()).splitlines()
+        self.complaints = [line for line in said if line.strip()] or ["it said nothing"]
+        return code, one_line(" / ".join(said[-6:]))
 
     def follow(
         self,
@@ -4209,10 +4227,10 @@ class Cutover:
         or there is none, the phase has to tell."""
         if self.side_files:
             last = self.side_files[-1]
-            now = current_content(last["path"])
+            now = content_if_plain(last["path"])
             contents = {side: side_content(last, side) for side in SIDES}
             if contents["source"] != contents["target"] and now in contents.values():
-                return now == contents["target"]
+                return bool(now == contents["target"])
         return bool(FORWARD_PHASES.index(self.record["phase"]) >= FORWARD_PHASES.index("committed"))
 
     def commit(self) -> None:
@@ -4220,9 +4238,12 @@ class Cutover:
         self.note("committing")
         with self.part("commit"):
             for file in self.side_files:
-                put_file(self.job.state_dir, file["path"], file["target"], file.get("mode"))
+                self.put_side(file, "target")
             self.note("committed")
             self.publish(self.left(10.0))
+
+    def put_side(self, file: Json, side: str) -> None:
+        put_file(self.job.state_dir, file["path"], file[side], file.get("mode"))
 
     def publish(self, settle_s: float) -> None:
         disks = self.disks("source") + self.disks("target")
@@ -4408,7 +4429,9 @@ class Cutover:
             self.tried(problems, self.stop_again)
             if not self.tried(problems, lambda: self.let_go("target", lambda most: GO_BACK_S)):
                 return self.stay_forward(reason, problems)
-            self.tried(problems, self.uncommit)
+            for file in reversed(self.side_files):
+                self.tried(problems, functools.partial(self.put_side, file, "source"))
+            self.tried(problems, lambda: self.publish(30.0))
         for disk in self.disks_found(problems, "source"):
             self.tried(problems, functools.partial(set_disk_read_only, disk, False))
         self.tried(problems, lambda: self.mount_side("source", lambda most: GO_BACK_S))
@@ -4444,8 +4467,9 @@ class Cutover:
     def is_partly_committed(self) -> bool:
         """Some side file does not have the source's content, or something of the target is
         mounted."""
-        if any(current_content(f["path"]) != side_content(f, "source") for f in self.side_files):
-            return True
+        for file in self.side_files:
+            if content_if_plain(file["path"]) != side_content(file, "source"):
+                return True
         target = {self.device(number, "target").dev for number in range(len(self.filesystems))}
         return any(device_number(entry) in target for entry in mount_table(self.place))
 
@@ -4457,11 +4481,6 @@ class Cutover:
             must(["systemctl", "stop", "--"] + self.record["triggers"], GO_BACK_S)
         for name in self.record["units"]:
             stop_unit(name, GO_BACK_S)
-
-    def uncommit(self) -> None:
-        for file in reversed(self.side_files):
-            put_file(self.job.state_dir, file["path"], file["source"], file.get("mode"))
-        self.publish(30.0)
 
     def start_what_was_up(self, problems: List[str], restarted: bool) -> None:
         for name in self.record["triggers"] + self.record["units"][::-1]:
