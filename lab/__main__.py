@@ -172,6 +172,9 @@ def main(arguments: list[str]) -> int:
     except LabError as error:
         print(error, file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        say("interrupted; the same command goes on from here")
+        return 130
 
 
 if __name__ == "__main__":

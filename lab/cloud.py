@@ -159,3 +159,9 @@ def _exchange(
     except urllib.error.HTTPError as refusal:
         message = refusal.read().decode(errors="replace")
         raise Refused(method, url, refusal.code, message) from refusal
+    except OSError as failure:
+        raise LabError(
+            f"{method} {url} was not answered: {failure}",
+            "the lab is not up, or not wholly",
+            "`python3 -m lab up` brings it up, `python3 -m lab status` says what runs",
+        ) from failure

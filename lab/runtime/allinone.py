@@ -8,7 +8,6 @@ its exchanges in the process. Native threads; eventlet is not used.
 
 import importlib
 import os
-import shlex
 import signal
 import sys
 import threading
@@ -21,25 +20,35 @@ os.environ["OS_CINDER_DISABLE_EVENTLET_PATCHING"] = "true"
 importlib.import_module(f"{project}.monkey_patch").patch(backend="threading")
 
 import os_brick
+import os_brick.privileged
 import sqlite_fix  # noqa: F401  (patches SQLAlchemy)
-from oslo_privsep import priv_context
 from waitress import serve
 
 
+def run_privileged_code_here(*contexts):
+    """Do without privsep's daemons, which want root's capabilities.
+
+    Nothing that these services do with files and QEMU needs more than the lab's own user.
+    """
+    for context in (os_brick.privileged.default, *contexts):
+        context.set_client_mode(False)
+
+
 def start_nova():
+    import nova.privsep
     import nova.virt
 
     # Nova loads nothing but nova.virt.<compute_driver>, so the lab's package must lie in there.
     nova.virt.__path__.append(str(Path(__file__).resolve().parent.parent / "drivers"))
     import nova.conf
     import os_vif
-    from nova import objects, service, utils
+    from nova import objects, service
     from nova.compute import rpcapi as compute_rpcapi
     from nova.conductor import rpcapi as conductor_rpcapi
     from nova.scheduler import rpcapi as scheduler_rpcapi
     from nova.wsgi.osapi_compute import application
 
-    priv_context.init(root_helper=shlex.split(utils.get_root_helper()))
+    run_privileged_code_here(nova.privsep.sys_admin_pctxt)
     os_brick.setup(nova.conf.CONF)
     os_vif.initialize()
     objects.Service.enable_min_version_cache()
@@ -59,11 +68,11 @@ def start_nova():
 def start_cinder():
     # Registers command-line options, so it must come before the API parses the command line.
     from cinder.cmd import volume as volume_command  # isort: skip
-    from cinder import service, utils
+    from cinder import privsep, service
     from cinder.wsgi.api import application
     from oslo_config import cfg
 
-    priv_context.init(root_helper=shlex.split(utils.get_root_helper()))
+    run_privileged_code_here(privsep.sys_admin_pctxt)
     os_brick.setup(cfg.CONF)
     lock = threading.Lock()
 

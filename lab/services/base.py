@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from lab import processes
@@ -64,10 +65,15 @@ class Service:
         return {}
 
     # --- for the subclasses
-    def manage(self, program: str, *arguments: str | Path) -> None:
+    def manage(
+        self,
+        program: str,
+        *arguments: str | Path,
+        variables: Mapping[str, str | Path] = {},
+    ) -> None:
         """Run one of the service's administration programs."""
         command = [self.layout.program(program), "--config-file", self.config_file, *arguments]
-        processes.run(self.layout, command, self.variables())
+        processes.run(self.layout, command, {**self.variables(), **variables})
 
     def serve(self, module: str) -> list[str | Path]:
         """Return the command that serves the WSGI application of a module."""

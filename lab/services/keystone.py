@@ -31,6 +31,10 @@ expiration = 86400
 [fernet_tokens]
 key_repository = {self.state}/fernet-keys
 
+# Receipts have a repository of their own, by default in /etc/keystone.
+[fernet_receipts]
+key_repository = {self.state}/fernet-keys
+
 [credential]
 key_repository = {self.state}/credential-keys
 
@@ -58,12 +62,11 @@ password_hash_rounds = 4
         self.manage(
             "keystone-manage",
             "bootstrap",
-            "--bootstrap-password",
-            self.layout.secret("admin"),
             "--bootstrap-region-id",
             REGION,
             "--bootstrap-public-url",
             f"{self.url}/v3",
+            variables={"OS_BOOTSTRAP_PASSWORD": self.layout.secret("admin")},
         )
 
     def command(self) -> list[str | Path]:

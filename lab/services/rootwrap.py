@@ -1,4 +1,4 @@
-"""Make the services run their helpers (dd, privsep) without a root daemon of the system.
+"""Make the services run their helpers (dd, cp) as the user that they are.
 
 Cinder and Nova call `sudo <service>-rootwrap <file> …`. The lab's own `sudo`, first in their
 $PATH, runs the command as the user that it is; the file allows programs from the usual folders.

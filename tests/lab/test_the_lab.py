@@ -78,6 +78,23 @@ def test_a_member_can_move_a_volume_to_another_back_end(
     assert lab.ssh(server, f"head -n1 {disk(volume)}", root=True) == "cargo\n"
 
 
+def test_a_member_can_move_a_volume_that_is_in_use(
+    lab: Lab, server: str, new_volume: NewVolume
+) -> None:
+    volume = new_volume()
+    lab.attach(server, volume)
+    lab.ssh(server, until_seen(disk(volume)), root=True)
+    lab.ssh(server, f"echo cargo > {disk(volume)} && sync {disk(volume)}", root=True)
+    lab.change_volume(volume, "os-retype", new_type="cbs-premium", migration_policy="on-demand")
+    after = wait_for_retype(lab, volume)
+    assert (after["status"], after["volume_type"]) == ("in-use", "cbs-premium")
+    lab.ssh(server, f"echo more. > {disk(volume)} && sync {disk(volume)}", root=True)
+    lab.detach(server, volume)
+    lab.attach(server, volume)
+    lab.ssh(server, until_seen(disk(volume)), root=True)
+    assert lab.ssh(server, f"head -n1 {disk(volume)}", root=True) == "more.\n"
+
+
 def test_a_retype_within_a_back_end_moves_nothing(lab: Lab, new_volume: NewVolume) -> None:
     volume = new_volume()
     lab.change_volume(volume, "os-retype", new_type="cbs-standard-iops", migration_policy="never")
