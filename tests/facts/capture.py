@@ -1,5 +1,6 @@
-"""Capture what real guests say, for the tests of the parsers: ``python -m tests.facts.capture``.
+"""Capture what real guests say, for the tests of the parsers.
 
+Run ``python -m tests.facts.capture [IMAGE …]``.
 Makes a server for each release in the lab, lays out a volume in every way that the parsers have to
 know, and keeps the agent's raw facts of each as a file beside this one. To be run again when the
 agent asks for more, or a release says it differently.
@@ -24,7 +25,7 @@ LAYOUTS = {
         """
         mkfs.xfs -q -f $d; mkdir -p /srv/data "/srv/with space"
         echo "UUID=$(blkid -s UUID -o value $d) /srv/data xfs noatime,nofail 0 2" >> /etc/fstab
-        echo '/srv/data/sub "/srv/with\\040space" none bind,nofail 0 0' | tr -d '"' >> /etc/fstab
+        printf '%s\\n' '/srv/data/sub /srv/with\\040space none bind,nofail 0 0' >> /etc/fstab
         systemctl daemon-reload; systemctl start srv-data.mount; mkdir /srv/data/sub
         systemctl start 'srv-with\\x20space.mount'
         systemd-run -q --unit=holder --collect sh -c 'cd /srv/data; exec sleep 1000'
@@ -56,7 +57,7 @@ LAYOUTS = {
 async def main() -> None:
     lab = Lab()
     lab.up()
-    for image in IMAGES:
+    for image in sys.argv[1:] or IMAGES:
         name = f"facts-{image}"
         lab.ensure_server(name, image=image)
         volume_id = lab.ensure_volume(name, 1)
@@ -66,7 +67,7 @@ async def main() -> None:
                 device = f"d=$(readlink -f /dev/disk/by-id/virtio-{volume_id[:20]}); "
                 lab.ssh(name, f"set -e; {device} wipefs -qa $d; {lay_out}", root=True)
                 raw = await ask(lab, name, volume_id)
-                lab.ssh(name, f"{device} {clean_up}; wipefs -qfa $d", root=True)
+                lab.ssh(name, f"{device}\n{clean_up}\nwipefs -qfa $d", root=True)
                 file = HERE / f"{image}-{layout}.json"
                 file.write_text(json.dumps(raw, indent=1, sort_keys=True) + "\n")
                 print(file.name, file=sys.stderr)

@@ -11,7 +11,7 @@ from typing import Any
 
 from lab.api import Lab
 
-TIMEOUT_S = 420
+TIMEOUT_S = 900
 
 
 class Command:
