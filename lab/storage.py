@@ -36,27 +36,25 @@ def describe(layout: Layout) -> str:
 
 
 def mount(layout: Layout, say: Callable[[str], None]) -> None:
-    """Make and mount the volumes' file system, or warn and use a plain folder."""
+    """Mount the volumes' file system; make it first, or warn and use a plain folder.
+
+    Raises LabError when it was made before and cannot be mounted now: the volumes are in there.
+    """
     layout.volumes.mkdir(exist_ok=True)
-    if is_mounted(layout):
+    if is_mounted(layout) or (is_ready(layout) and layout.prepared.exists()):
+        return  # the plain folder of a lab with volumes stays what it is
+    if layout.volumes_image.exists():
+        _mount(layout)
         return
-    log = layout.logs / "storage.log"
     try:
-        if not layout.volumes_image.exists():
-            draft = layout.volumes_image.with_suffix(".part")
-            with draft.open("wb") as disk:
-                disk.truncate(SIZE_GIB << 30)
-            mkfs = find_program("mkfs.xfs") or "mkfs.xfs"
-            run_logged([mkfs, "-q", "-f", "-m", "reflink=1", draft], log, timeout_s=60)
-            draft.replace(layout.volumes_image)
-        # discard: a deleted volume gives its blocks back to the disk of the host.
-        options = "loop,discard,noatime"
-        run_logged(
-            as_root("mount", "-t", "xfs", "-o", options, layout.volumes_image, layout.volumes),
-            log,
-            timeout_s=60,
-        )
-        run_logged(as_root("chown", f"{os.getuid()}", layout.volumes), log, timeout_s=10)
+        draft = layout.volumes_image.with_suffix(".part")
+        with draft.open("wb") as disk:
+            disk.truncate(SIZE_GIB << 30)
+        mkfs = find_program("mkfs.xfs") or "mkfs.xfs"
+        log = layout.logs / "storage.log"
+        run_logged([mkfs, "-q", "-f", "-m", "reflink=1", draft], log, timeout_s=60)
+        draft.replace(layout.volumes_image)
+        _mount(layout)
     except LabError as failure:
         layout.volumes_image.unlink(missing_ok=True)
         say(
@@ -65,6 +63,14 @@ def mount(layout: Layout, say: Callable[[str], None]) -> None:
             " a live file and not a point in time\n"
             f"hint: {failure.hint}; a container needs the right to mount"
         )
+
+
+def _mount(layout: Layout) -> None:
+    log = layout.logs / "storage.log"
+    # discard: a deleted volume gives its blocks back to the disk of the host.
+    mount_it = ["mount", "-t", "xfs", "-o", "loop,discard,noatime"]
+    run_logged(as_root(*mount_it, layout.volumes_image, layout.volumes), log, timeout_s=60)
+    run_logged(as_root("chown", f"{os.getuid()}", layout.volumes), log, timeout_s=10)
 
 
 def unmount(layout: Layout) -> None:

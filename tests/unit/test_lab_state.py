@@ -16,7 +16,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from lab import control, guests, images, processes
+from lab import control, guests, images, processes, storage
 from lab.__main__ import main
 from lab.errors import LabError
 from lab.guests import Guest
@@ -140,6 +140,33 @@ def test_a_failed_command_says_its_last_line_and_where_the_rest_is(layout: Layou
 def test_a_command_that_hangs_is_given_up(layout: Layout) -> None:
     with pytest.raises(LabError, match="did not end within 0 s"):
         processes.run(layout, ["sleep", "60"], timeout_s=0.2)
+
+
+# --- storage
+def test_without_mounts_volumes_go_into_a_plain_folder_with_a_warning(
+    layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage, "run_logged", fail)
+    said: list[str] = []
+    storage.mount(layout, said.append)
+    assert storage.is_ready(layout)
+    assert "not a point in time" in said[0]
+    assert "plain folder" in storage.describe(layout)
+
+
+def test_a_file_system_with_volumes_is_never_given_up(
+    layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage, "run_logged", fail)
+    layout.volumes_image.write_text("somebody's volumes")
+    with pytest.raises(LabError):
+        storage.mount(layout, print)
+    assert layout.volumes_image.read_text() == "somebody's volumes"
+    assert not storage.is_ready(layout)
+
+
+def fail(command: list[str], log: Path, timeout_s: float) -> None:
+    raise LabError("mount failed: no loop device", "nothing was mounted", f"read {log}")
 
 
 # --- guests
