@@ -432,6 +432,8 @@ class Outcome(Noun):
     """``wall`` when the guest restarted in the middle and no monotonic clock spans it."""
     final_pass: Pass | None = None
     settled: bool = False
+    problems: tuple[str, ...] = ()
+    """What did not come back when the source became the live side again; a person has to look."""
     fstab_changes: tuple[str, ...] = ()
     """Lines that had to name the filesystem instead of the disk, in words."""
 

@@ -80,7 +80,8 @@ def words(lab: Lab, guest: Guest, *more: str) -> tuple[str, ...]:
 def tree(guest: Guest) -> str:
     return guest.sh(
         f"cd {guest.mount} && stat -c '%a %u %g' . && find tree | sort | xargs stat -c "
-        "'%n %f %u %g %s %h %Y' && getfacl -R tree && getfattr -R -d -m- tree && "
+        "'%n %f %u %g %s %h %Y' && find tree ! -type l | sort | xargs getfacl && "
+        "find tree -type f | sort | xargs getfattr -d -m- && "
         "find tree -type f | sort | xargs sha256sum"
     )
 
@@ -162,7 +163,6 @@ def test_btrfs_gets_an_identity_of_its_own_and_fstab_names_it(
     assert tree(guest) == before
     assert guest.lost() == []
     assert guest.sh(f"findmnt -nro UUID {guest.mount}") in guest.sh("cat /etc/fstab")
-    assert guest.sh("findmnt --verify --tab-file /etc/fstab >/dev/null && echo fine") == "fine"
 
 
 def test_a_service_that_does_not_start_on_the_target_is_taken_back_by_the_guest(
@@ -170,9 +170,10 @@ def test_a_service_that_does_not_start_on_the_target_is_taken_back_by_the_guest(
 ) -> None:
     guest = in_use("debian-12", "xfs")
     guest.sh(
-        f"mkdir -p /etc/systemd/system/{UNIT}.d; cat > /etc/systemd/system/{UNIT}.d/x.conf <<END\n"
-        '[Service]\nExecStartPre=/bin/sh -c \'[ "$(findmnt -nro SOURCE /srv/data)" = '
-        '"$(cat /var/tmp/source)" ]\'\nEND\n'
+        # It starts on the source alone: the disk below the mount is compared.
+        f"mkdir -p /etc/systemd/system/{UNIT}.d; printf '%s\\n' '[Service]' "
+        f"\"ExecStartPre=/bin/sh -c 'findmnt -nro SOURCE {guest.mount} | cmp - /var/tmp/source'\" "
+        f"> /etc/systemd/system/{UNIT}.d/x.conf; "
         f"findmnt -nro SOURCE {guest.mount} > /var/tmp/source; systemctl daemon-reload"
     )
     try:

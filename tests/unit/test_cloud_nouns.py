@@ -91,8 +91,8 @@ def test_only_what_looks_like_an_id_is_asked_for_by_id(text: str, expected: bool
     assert lookup.may_be_id(text) is expected
 
 
-def test_an_unknown_name_without_similar_ones_gets_no_suggestion() -> None:
+def test_an_unknown_name_without_similar_ones_is_told_where_to_look() -> None:
     with pytest.raises(Usage) as wrong:
         lookup.choose("server", "web", [{"id": "1", "name": "database"}, {"id": "2"}])
-    assert wrong.value.hint == ""
+    assert wrong.value.hint == "'openstack server list' shows those that the project has"
     assert "2 servers" in wrong.value.what

@@ -827,9 +827,23 @@ def mount_source_live(place: Place, filesystem: Json, at: str) -> None:
         )
 
 
+QUOTA = re.compile(r"^((usr|grp|prj|u|g|p)(quota|qnoenforce)|quota)$")
+
+
 def mount_options(filesystem: Json, flags: str) -> str:
-    """XFS refuses a second filesystem of the same UUID, hence nouuid."""
-    return flags + (",nouuid" if filesystem["fstype"] == "xfs" else "")
+    """XFS refuses a second filesystem of the same UUID, hence nouuid. Mounted without its quota
+    options it forgets that its quotas were counted, and would count again while services wait."""
+    words = [flags]
+    if filesystem["fstype"] == "xfs":
+        words.append("nouuid")
+    if flags.startswith("rw"):
+        given = {
+            word
+            for mount in filesystem.get("mounts", [])
+            for word in (mount.get("super_options") or "").split(",")
+        }
+        words += sorted(word for word in given if QUOTA.match(word))
+    return ",".join(words)
 
 
 def mount_device(place: Place, filesystem: Json, ref: Json, at: str, flags: str) -> Device:
@@ -1019,11 +1033,16 @@ def asked_json(problems: List[str], argv: List[str]) -> Any:
 
 def lsblk(problems: List[str]) -> Any:
     """lsblk refuses the whole list for one unknown column (PARTN came with util-linux 2.38, PATH
-    with 2.33), so it is asked for what its help names."""
-    known = set(
-        re.findall(r"^\s+([A-Z][A-Z:-]+)\b", asked(problems, ["lsblk", "--help"]) or "", re.M)
-    )
+    with 2.33), so it is asked for those it names: in its help, or since 2.41 in a list of their
+    own, for which an older one has no option."""
+    listed = ""
+    with contextlib.suppress(AgentError):
+        listed = run(["lsblk", "--list-columns"]).out
+    listed += asked(problems, ["lsblk", "--help"]) or ""
+    known = set(re.findall(r"^\s*([A-Z][A-Z:-]+)\b", listed, re.M))
     columns = [column for column in LSBLK_COLUMNS.split(",") if column in known]
+    if not columns:
+        return None
     return asked_json(problems, ["lsblk", "--json", "--bytes", "--output", ",".join(columns)])
 
 
@@ -4019,6 +4038,7 @@ class Cutover:
                     "nothing was stopped",
                 )
         self.remember_units([unit["name"] for unit in units])
+        self.nobody_is_bound()
         if self.place.has_systemd:
             self.supervisor.enable()
         self.inside.prepare()
@@ -4109,6 +4129,24 @@ class Cutover:
         )
         states = show(triggers)
         self.note(units=active, triggers=[name for name in triggers if is_up(states[name])])
+
+    def nobody_is_bound(self) -> None:
+        """systemd stops what is bound to a mount (BindsTo=) when it is unmounted, and nobody would
+        start it again."""
+        ours = set(self.record["units"]) | set(self.record["triggers"])
+        bound = set()
+        for facts in show([plan.unit for plan in self.mounts if plan.unit]).values():
+            bound.update(facts.get("BoundBy", "").split())
+        bound = {name for name in bound - ours if not name.endswith((".mount", ".automount"))}
+        up = [name for name, facts in show(sorted(bound)).items() if is_up(facts)]
+        if up:
+            raise AgentError(
+                "refused",
+                "{} would be stopped with the mount and is not among the units".format(
+                    ", ".join(up)
+                ),
+                "nothing was stopped",
+            )
 
     # -- 2. stop
 
@@ -4277,7 +4315,13 @@ class Cutover:
                 entry = visible_mount(self.place, plan.target)
             if entry is None or device_number(entry) != device.dev:
                 self.mount_one(plan, device, time_for)
+                self.restore_propagation(plan)
             self.verify_mount(plan, device)
+
+    def restore_propagation(self, plan: MountPlan) -> None:
+        made = visible_mount(self.place, plan.target)
+        if made is not None and made.propagation != plan.propagation:
+            must(["mount", "--make-" + plan.propagation.split(",")[-1], plan.target])
 
     def other_devices(self, side: str) -> Set[str]:
         other = SIDES[1 - SIDES.index(side)]
@@ -4318,9 +4362,6 @@ class Cutover:
                     )
                 )
                 must([*argv, plan.options, *tail], time_for(120.0))
-        made = visible_mount(self.place, plan.target)
-        if made is not None and made.propagation != plan.propagation:
-            must(["mount", "--make-" + plan.propagation.split(",")[-1], plan.target])
 
     def verify_mount(self, plan: MountPlan, device: Device) -> None:
         """The right device, at the right place, the flags that were there before. Options that
@@ -4439,7 +4480,8 @@ class Cutover:
         self.start_what_was_up(problems, restarted)
         if problems:
             reason += "; while going back: " + "; ".join(problems)
-        self.note(up_again={"monotonic": time.monotonic(), "wall": time.time()})
+        up_again = {"monotonic": time.monotonic(), "wall": time.time()}
+        self.note(up_again=up_again, problems=problems)
         return self.conclude("reverted", reason)
 
     def tried(self, problems: List[str], work: Callable[[], None]) -> bool:
@@ -4536,6 +4578,7 @@ class Cutover:
             "clock": clock,
             "final_pass": None if final is None else {key: final[key] for key in PASS_FIELDS},
             "settled": settled,
+            "problems": self.record.get("problems", []),
         }
 
     def conclude(self, result: str, reason: str, settled: bool = False) -> int:

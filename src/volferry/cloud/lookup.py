@@ -40,5 +40,7 @@ def choose(kind: Kind, wanted: str, every: Sequence[Mapping[str, Any]]) -> dict[
     raise Usage(
         f"there is no {kind} '{wanted}' in this project ({len(every)} {kind}s)",
         data="nothing was changed",
-        hint="did you mean: " + ", ".join(f"'{name}'" for name in close) if close else "",
+        hint="did you mean: " + ", ".join(f"'{name}'" for name in close)
+        if close
+        else f"'openstack {kind} list' shows those that the project has",
     )

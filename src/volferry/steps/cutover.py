@@ -36,8 +36,7 @@ class Cutover(Step):
         if outcome.result != "committed":
             raise Stop(
                 f"the guest took the cutover back: {outcome.reason}",
-                data="the service runs on the source, which is complete; it was down for "
-                f"{outcome.downtime_s:.1f} s; nothing was lost",
+                data=_left_with(outcome),
                 hint=f"volferry resume {ctx.transfer_id}     syncs again and tries once more\n"
                 f"volferry rollback {ctx.transfer_id}   removes what was made",
             )
@@ -102,3 +101,24 @@ class Cutover(Step):
                 hint=f"volferry logs {ctx.transfer_id}; mend what it names, then repeat "
                 f"volferry rollback {ctx.transfer_id} --accept-loss",
             )
+        if outcome.problems:
+            raise Stop(
+                f"back on the source, but not everything came back: {'; '.join(outcome.problems)}",
+                data="the source is the live side and as it was at the cutover; the target, with "
+                "what was written since, is kept until this is mended",
+                hint="mend it in the guest, then repeat: "
+                f"volferry rollback {ctx.transfer_id} --accept-loss",
+            )
+
+
+def _left_with(outcome: Outcome) -> str:
+    """What a cutover that was taken back means for the data and the service."""
+    if outcome.problems:
+        return (
+            "the source is the live side and complete; nothing was lost\n"
+            f"but the service is not up: {'; '.join(outcome.problems)}"
+        )
+    return (
+        "the service runs on the source, which is complete; it was down for "
+        f"{outcome.downtime_s:.1f} s; nothing was lost"
+    )
