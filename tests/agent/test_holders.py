@@ -116,6 +116,15 @@ def test_a_process_elsewhere_is_not_named(mounted: tuple[Path, str], tmp_path: P
         assert holders(mounted) == []
 
 
+def test_a_mount_point_without_its_mount_is_nobody_s_holder(
+    mounted: tuple[Path, str], tmp_path: Path
+) -> None:
+    """It then lies on the root's filesystem, which everybody uses."""
+    shell("umount", mounted[0])
+    with process(HOLDERS["cwd"], tmp_path):
+        assert holders(mounted) == []
+
+
 def test_a_scan_that_hangs_is_cut_off_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     def hang(*args: object) -> None:
         tell = args[-1]

@@ -87,9 +87,12 @@ class World:
         return self
 
     def ready(self) -> World:
-        """With a target that was prepared, in the way that suits the filesystem."""
-        self.blank() if self.fstype == "btrfs" else self.clone()
-        self.prepare()
+        """With a target that a pass can begin with. A clone's log is replayed by any mount."""
+        if self.fstype == "btrfs":
+            self.blank()
+            self.prepare()
+        else:
+            self.clone()
         return self
 
     # ---- requests --------------------------------------------------------------------------------
@@ -257,7 +260,10 @@ def fill(path: Path, seed: int) -> None:
     process = subprocess.Popen(
         [sys.executable, "-I", str(WRITER), str(path), str(seed), str(path.parent / "fill.pid")]
     )
-    time.sleep(0.6)
+    deadline = time.monotonic() + 20
+    while len(os.listdir(path)) < 8 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    time.sleep(0.15)
     process.terminate()
     process.wait(timeout=20)
     odd = Path(os.fsdecode(bytes(path) + b"/n\xff\xc3\x28\nline \\#012"))

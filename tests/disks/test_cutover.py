@@ -24,12 +24,17 @@ def cut_over(world: World, last: Json | None, **more: object) -> tuple[Json, Jso
     return outcome, status
 
 
-def running(world: World, fstype: str = "ext4", **more: object) -> Json:
-    """A world with a service, and a target that passes have brought near."""
-    world.make(fstype, **more)  # type: ignore[arg-type]
+def running(world: World, fstype: str = "ext4", table: str = "", count: int = 1) -> Json:
+    """A world with a service, and a target that a pass has brought near."""
+    armed(world, fstype, table, count)
+    return world.pass_()
+
+
+def armed(world: World, fstype: str = "ext4", table: str = "", count: int = 1) -> None:
+    """The same without a pass: the final one then compares everything."""
+    world.make(fstype, table, count)
     world.start_writer()
     world.ready()
-    return world.pass_()
 
 
 @pytest.mark.parametrize(
@@ -55,7 +60,7 @@ def test_nothing_is_lost(world: World, fstype: str) -> None:
     """The service is not started again, so both sides can be compared by programs of others."""
     last = running(world, fstype)
     outcome, _ = cut_over(world, last, start=["true"])
-    assert outcome["result"] == "committed"
+    assert outcome["result"] == "committed", outcome["reason"]
     assert not world.writer_is_up()
     options = "ro,nouuid" if fstype == "xfs" else "ro"
     old = world.disks.mount(world.source.loop, world.guest.root / "old", options)
@@ -187,21 +192,21 @@ def goes_back(world: World, last: Json | None, match: str, **more: object) -> Js
 
 
 def test_a_stop_command_that_fails(world: World) -> None:
-    last = running(world)
-    goes_back(world, last, "'exit 3' ended with 3", stop=[world.stop_command, "exit 3"])
+    armed(world)
+    goes_back(world, None, "'exit 3' ended with 3", stop=[world.stop_command, "exit 3"])
 
 
 def test_a_stop_command_that_hangs_is_cut_off_by_the_deadline(world: World) -> None:
-    last = running(world)
+    armed(world)
     outcome = goes_back(
-        world, last, "did not end within", stop=[world.stop_command, "sleep 600"], deadline_s=1.5
+        world, None, "did not end within", stop=[world.stop_command, "sleep 600"], deadline_s=1.5
     )
     assert 1.4 < outcome["downtime_s"] < 15
 
 
 @pytest.mark.parametrize("how", ["cwd", "fd"])
 def test_somebody_else_on_the_mount_is_named(world: World, how: str) -> None:
-    last = running(world)
+    armed(world)
     code = "import os,time; os.chdir(p)" if how == "cwd" else "import os,time; f = open(p + '/sub')"
     if how == "fd":
         (world.data[0] / "held").touch()
@@ -210,7 +215,7 @@ def test_somebody_else_on_the_mount_is_named(world: World, how: str) -> None:
     holder = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, cwd="/")
     try:
         assert holder.stdout is not None and holder.stdout.read(1)
-        outcome = goes_back(world, last, f"{holder.pid} ({how}")
+        outcome = goes_back(world, None, f"{holder.pid} ({how}")
         assert "held by process python" in outcome["reason"]
     finally:
         holder.kill()
@@ -220,7 +225,7 @@ def test_somebody_else_on_the_mount_is_named(world: World, how: str) -> None:
 
 def test_a_mount_in_another_namespace_is_found_by_the_exclusive_open(world: World) -> None:
     """umount succeeds here, the filesystem lives on there: only O_EXCL sees it."""
-    last = running(world)
+    armed(world)
     program = (
         "import ctypes, subprocess, os, time; ctypes.CDLL(None).unshare(0x20000);"
         "subprocess.run(['mount', '--make-rprivate', '/'], check=True);"
@@ -229,7 +234,7 @@ def test_a_mount_in_another_namespace_is_found_by_the_exclusive_open(world: Worl
     holder = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, cwd="/")
     try:
         assert holder.stdout is not None and holder.stdout.read(1)
-        outcome = goes_back(world, last, "is still held by somebody")
+        outcome = goes_back(world, None, "is still held by somebody")
         assert f"{holder.pid} (namespace" in outcome["reason"]
     finally:
         holder.kill()
@@ -254,35 +259,35 @@ def test_a_mount_in_another_namespace_is_found_by_the_exclusive_open(world: Worl
 def test_a_fault_in_the_final_pass(
     world: World, stand_in: StandIn, program: str, text: str, match: str
 ) -> None:
-    last = running(world)
+    armed(world)
     if program == "umount":
         text = f'case "$*" in {world.data[0]}) {text.strip()};; esac\nexec {{real}} "$@"\n'
     time.sleep(0.3)
     stand_in(program, text)
-    goes_back(world, last, match)
+    goes_back(world, None, match)
 
 
 def test_a_final_copy_past_the_deadline_is_taken_back(world: World, stand_in: StandIn) -> None:
-    last = running(world)
+    armed(world)
     stand_in("rsync", VERSION + "exec sleep 600\n")
-    outcome = goes_back(world, last, "deadline", deadline_s=2)
+    outcome = goes_back(world, None, "deadline", deadline_s=2)
     assert outcome["downtime_s"] < 20
 
 
 def test_a_start_command_that_fails_after_the_commit(world: World) -> None:
     """It fails on the target and works on the source, as a service does that dislikes its data."""
-    last = running(world)
+    armed(world)
     picky = f'test "$(cat {world.side})" = source || {{ echo "will not" >&2; exit 1; }}'
-    goes_back(world, last, "will not", start=[f"{picky}; {world.start_command}"])
+    goes_back(world, None, "will not", start=[f"{picky}; {world.start_command}"])
 
 
 def test_a_service_that_dies_while_settling(world: World) -> None:
     """The mount is lost a moment after the start."""
-    last = running(world)
+    armed(world)
     late = f'test "$(cat {world.side})" = source || (sleep 1; umount -l {world.data[0]}) &'
     outcome, _ = cut_over(
         world,
-        last,
+        None,
         start=[f"{late} true"],
         stop=[world.stop_command + "; true"],
         settle_s=20,
@@ -293,7 +298,7 @@ def test_a_service_that_dies_while_settling(world: World) -> None:
 
 def test_the_target_is_never_half_live(world: World, stand_in: StandIn) -> None:
     """Two side files; the write of the last fails: the first is brought back."""
-    last = running(world)
+    armed(world)
     first = world.guest.root / "etc" / "fstab"
     first.write_text("source\n")
     blocked = world.guest.root / "etc" / "blocked"
@@ -301,7 +306,7 @@ def test_the_target_is_never_half_live(world: World, stand_in: StandIn) -> None:
     in_the_way = f"mkdir {world.side}"
     outcome, _ = cut_over(
         world,
-        last,
+        None,
         sides={"files": files},
         stop=[
             world.stop_command,
@@ -316,9 +321,9 @@ def test_the_target_is_never_half_live(world: World, stand_in: StandIn) -> None:
 
 
 def test_a_stop_is_refused_once_something_was_stopped(world: World, stand_in: StandIn) -> None:
-    last = running(world)
+    armed(world)
     stand_in("rsync", VERSION + 'sleep 2\nexec {real} "$@"\n')
-    world.guest.start("cutover", world.cutover_request(last))
+    world.guest.start("cutover", world.cutover_request(None))
     while world.guest.status()["phase"] != "copying":
         time.sleep(0.02)
     with pytest.raises(Told, match="in phase 'copying' and ends by itself") as told:
@@ -329,8 +334,8 @@ def test_a_stop_is_refused_once_something_was_stopped(world: World, stand_in: St
 
 
 def test_starting_the_same_cutover_again_is_the_same_as_once(world: World) -> None:
-    last = running(world)
-    request = world.cutover_request(last)
+    armed(world)
+    request = world.cutover_request(None)
     job_id = world.guest.start("cutover", request)
     world.guest.start("cutover", request, job_id)
     first = world.guest.wait()
@@ -341,8 +346,8 @@ def test_starting_the_same_cutover_again_is_the_same_as_once(world: World) -> No
 
 
 def test_what_the_service_left_running_outlives_the_cutover(world: World) -> None:
-    last = running(world)
-    cut_over(world, last)
+    armed(world)
+    cut_over(world, None)
     supervisor = json.loads((world.guest.state_dir / "supervisor.json").read_text())["pid"]
     deadline = time.monotonic() + 20
     while Path(f"/proc/{supervisor}").exists():

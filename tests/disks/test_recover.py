@@ -31,11 +31,10 @@ def arm(world: World, **more: object) -> str:
     first = world.guest.root / "etc" / "first"
     first.write_text("source\n")
     files = [World.side_file(first), World.side_file(world.side)]
-    request = world.cutover_request(world.pass_(), sides={"files": files}, **more)
+    request = world.cutover_request(None, sides={"files": files}, **more)
     job = {"job": "cutover", "job_id": "killed", "request": request}
     (world.guest.state_dir / "job.json").write_text(json.dumps(job))
     (world.guest.state_dir / "switch.json").write_text(json.dumps(request))
-    (world.guest.state_dir / "status.json").unlink()
     return str(next(world.guest.state_dir.glob("agent-*.py")))
 
 
@@ -105,9 +104,8 @@ def test_the_supervisor_takes_up_a_killed_worker_by_itself(
     world: World, stand_in: Callable[[str, str], None]
 ) -> None:
     ready(world)
-    last = world.pass_()
     stand_in("rsync", '[ "$1" = --version ] && exec {real} --version\nexec sleep 600\n')
-    world.guest.start("cutover", world.cutover_request(last))
+    world.guest.start("cutover", world.cutover_request(None))
     while world.guest.status()["phase"] != "copying":
         time.sleep(0.02)
     worker = json.loads((world.guest.state_dir / "worker.json").read_text())["pid"]
@@ -125,9 +123,8 @@ def test_a_dead_supervisor_is_replaced_when_the_job_is_started_again(
     world: World, stand_in: Callable[[str, str], None]
 ) -> None:
     ready(world)
-    last = world.pass_()
     stand_in("rsync", '[ "$1" = --version ] && exec {real} --version\nexec sleep 600\n')
-    request = world.cutover_request(last)
+    request = world.cutover_request(None)
     job_id = world.guest.start("cutover", request)
     while world.guest.status()["phase"] != "copying":
         time.sleep(0.02)
@@ -161,9 +158,8 @@ def test_sigterm_before_the_commit_takes_it_back(
     world: World, stand_in: Callable[[str, str], None]
 ) -> None:
     ready(world)
-    last = world.pass_()
     stand_in("rsync", '[ "$1" = --version ] && exec {real} --version\nexec sleep 600\n')
-    world.guest.start("cutover", world.cutover_request(last))
+    world.guest.start("cutover", world.cutover_request(None))
     while world.guest.status()["phase"] != "copying":
         time.sleep(0.02)
     os.kill(json.loads((world.guest.state_dir / "worker.json").read_text())["pid"], signal.SIGTERM)

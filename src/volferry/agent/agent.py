@@ -1291,9 +1291,11 @@ def scan(place: Place, devices: Set[str], paths: List[str], tell: Callable[[Json
     mount_ids = {entry.id: entry.target for known in namespaces.values() for entry in known}
     # maps shows btrfs by the filesystem's anonymous number, stat by that of the subvolume
     anonymous = devices | {entry.dev for known in namespaces.values() for entry in known}
-    for path in paths:
+    for entry in namespaces.get(
+        mine, []
+    ):  # only what is mounted here: a bare mount point is another's
         with contextlib.suppress(OSError):
-            number = os.stat(to_bytes(path)).st_dev
+            number = os.stat(to_bytes(entry.target)).st_dev
             anonymous.add("{}:{}".format(os.major(number), os.minor(number)))
     for pid in pids:
         if pid == os.getpid() or pid == os.getppid():
@@ -2086,7 +2088,8 @@ def end_group(pid: int) -> None:
 
 
 def run_job(place: Place, job: Job, asked_for: Json) -> Json:
-    own_namespace()
+    needed = [job.state_dir] + [fs["mount"] for fs in asked_for["request"]["filesystems"]]
+    own_namespace(place, needed)
     if asked_for["job"] == "prepare":
         return Preparation(place, job, asked_for["request"]).run()
     return LivePass(place, job.state_dir, asked_for["request"], job.report).run()
@@ -2126,9 +2129,30 @@ def lower_priority() -> None:
 CLONE_NEWNS = 0x00020000  # linux/sched.h
 
 
-def own_namespace() -> None:
+SYSTEM = (
+    "/",
+    "/usr",
+    "/bin",
+    "/sbin",
+    "/lib",
+    "/etc",
+    "/var",
+    "/tmp",
+    "/run",
+    "/proc",
+    "/sys",
+    "/dev",
+)
+
+
+def own_namespace(place: Place, needed: List[str]) -> None:
     """Go on in a mount namespace of our own: what is mounted here is seen by nobody else and
-    vanishes with us, while an unmount in the guest still reaches it (slave)."""
+    vanishes with us, while an unmount in the guest still reaches it (slave).
+
+    In a guest whose mounts are private (one without systemd) it does not, and our copy of another
+    volume's mount would keep that volume busy for as long as we run. So what is not ``needed`` is
+    unmounted here, where nobody else sees it.
+    """
     unshare = getattr(os, "unshare", None)  # Python 3.12
     if unshare is not None:
         unshare(CLONE_NEWNS)
@@ -2136,6 +2160,12 @@ def own_namespace() -> None:
         number = ctypes.get_errno()
         raise AgentError("failed", "unshare of the mount namespace: " + os.strerror(number))
     must(["mount", "--make-rslave", "/"])
+    needed = [*needed, sys.executable, os.path.abspath(__file__), *SYSTEM]
+    for entry in reversed(mount_table(place)):
+        device_backed = not device_number(entry).startswith("0:")
+        used = any(path == entry.target or is_below(path, entry.target) for path in needed)
+        if entry.propagation == "private" and device_backed and not used:
+            run(["umount", entry.target])  # one that is busy with another's mount stays
 
 
 # ---- job prepare: a target that can be mounted, with a proven identity ---------------------------
@@ -3567,6 +3597,9 @@ class LivePass(Pass):
 
     def mount_source(self, filesystem: Json, at: str) -> None:
         mount_source_live(self.place, filesystem, at)
+        entry = visible_mount(self.place, filesystem["mount"])
+        if entry is not None and entry.propagation == "private":
+            run(["umount", entry.target])  # only here, see own_namespace
 
     def copy(self, tree: Tree) -> None:
         """The source is synced between the watermark and the copy. A store through a shared mapping
@@ -3792,14 +3825,14 @@ def inside() -> int:
     if not line:
         return 0
     spec = json.loads(to_text(line))
-    own_namespace()  # before any thread is started: a namespace belongs to a thread
+    place = Place(spec["settings"])
+    own_namespace(place, [spec["state_dir"]])  # before any thread: a namespace belongs to a thread
 
     def watch() -> None:
         sys.stdin.buffer.read()
         os.killpg(0, signal.SIGKILL)
 
     threading.Thread(target=watch, daemon=True).start()
-    place = Place(spec["settings"])
     last: List[Any] = [0.0, ""]
     Log.path = os.path.join(spec["state_dir"], "log")
 
