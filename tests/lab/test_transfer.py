@@ -30,8 +30,10 @@ def servers(lab: Lab) -> Iterator[Callable[[str], str]]:
     made: dict[str, str] = {}
 
     def get(image: str) -> str:
-        made.setdefault(image, f"transfer-{image}")
-        lab.ensure_server(made[image], image=image)
+        if image not in made:
+            made[image] = f"transfer-{image}"
+            lab.delete_server(made[image])  # what a run that was cut short left in it
+            lab.ensure_server(made[image], image=image)
         return made[image]
 
     yield get
