@@ -38,7 +38,7 @@ for unit in \
     mdcheck_continue.timer mdcheck_start.timer mdmonitor-oneshot.timer lvm2-monitor.service \
     systemd-networkd.service systemd-networkd.socket systemd-networkd-wait-online.service systemd-binfmt.service systemd-pstore.service \
     systemd-hwdb-update.service systemd-timesyncd.service systemd-update-utmp.service \
-    systemd-update-utmp-runlevel.service getty@tty1.service getty-static.service \
+    systemd-update-utmp-runlevel.service systemd-random-seed.service getty@tty1.service getty-static.service \
     serial-getty@ttyS0.service modprobe@drm.service modprobe@efi_pstore.service \
     modprobe@configfs.service modprobe@dm_mod.service modprobe@loop.service \
     modprobe@fuse.service systemd-modules-load.service systemd-network-generator.service \
@@ -46,6 +46,19 @@ for unit in \
     sys-kernel-config.mount dev-hugepages.mount dev-mqueue.mount proc-sys-fs-binfmt_misc.automount
 do
     ln -sf /dev/null "$root/etc/systemd/system/$unit"
+done
+
+# A user manager per login costs a second and serves nobody; the session's scope stays.
+ln -sf /dev/null "$root/etc/systemd/system/user@.service"
+
+# Generators run before anything else. Those for fstab, crypttab and PostgreSQL stay.
+mkdir -p "$root/etc/systemd/system-generators"
+for generator in \
+    systemd-bless-boot systemd-debug systemd-getty systemd-gpt-auto systemd-hibernate-resume \
+    systemd-integritysetup systemd-rc-local systemd-run systemd-ssh systemd-system-update \
+    systemd-sysv systemd-tpm2 systemd-veritysetup
+do
+    ln -sf /dev/null "$root/etc/systemd/system-generators/$generator-generator"
 done
 
 # --- udev: every device goes through every rule. Those of sounds, screens and mice can go; those
