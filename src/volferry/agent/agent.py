@@ -422,7 +422,8 @@ class Log:
     @classmethod
     def tail(cls, path: str, lines: int = 20) -> List[str]:
         raw = read_bytes(path) or b""
-        return [to_text(line) for line in raw.splitlines()[-lines:]]
+        # a power cut leaves zeros where lines were not on the disk yet
+        return [to_text(line.strip(b"\0")) for line in raw.splitlines()[-lines:]]
 
 
 # ---- where things lie ----------------------------------------------------------------------------
