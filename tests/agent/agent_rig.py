@@ -6,13 +6,17 @@ which are real loop devices.
 
 from __future__ import annotations
 
+import atexit
 import base64
 import contextlib
+import importlib.util
 import json
 import os
 import shutil
 import signal
 import subprocess
+import sys
+import tempfile
 import time
 import uuid
 from collections.abc import Iterator
@@ -20,10 +24,26 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from volferry.agent import agent
+from volferry.agent import program
 
 Json = dict[str, Any]
-AGENT = Path(agent.__file__)
+
+
+def _joined() -> tuple[Path, Any]:
+    """The agent as it is pushed to a guest: its one file, and that file as a module."""
+    folder = Path(tempfile.mkdtemp(prefix="volferry-agent-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    path = folder / "agent.py"
+    path.write_bytes(program())
+    spec = importlib.util.spec_from_file_location("agent", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["agent"] = module
+    spec.loader.exec_module(module)
+    return path, module
+
+
+AGENT, agent = _joined()
 MIB = 1024 * 1024
 
 

@@ -10,9 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from agent_rig import shell
-
-from volferry.agent import agent
+from agent_rig import agent, shell
 
 SAME_TIME_NS = 1_600_000_000_123_456_789
 

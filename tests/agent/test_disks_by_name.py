@@ -4,9 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from agent_rig import Guest, Told
-
-from volferry.agent import agent
+from agent_rig import Guest, Told, agent
 
 VOLUME = "7f3c2a10-9b41-4c0e-8d57-0c2f6a1be001"
 OTHER = "00000000-1111-2222-3333-444444444444"

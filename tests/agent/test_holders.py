@@ -10,9 +10,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
-from agent_rig import Disks, Json, shell
-
-from volferry.agent import agent
+from agent_rig import Disks, Json, agent, shell
 
 HOLDERS = {
     "cwd": "os.chdir(path)",

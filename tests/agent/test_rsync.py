@@ -8,11 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from agent_rig import shell
+from agent_rig import agent, shell
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from volferry.agent import agent
 
 
 def escape(name: bytes) -> bytes:

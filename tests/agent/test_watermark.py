@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from agent_rig import agent
 from hypothesis import given
 from hypothesis import strategies as st
-
-from volferry.agent import agent
 
 seconds = st.floats(-1e9, 1e9, allow_nan=False)
 two_texts = st.lists(st.text(), min_size=2, max_size=2, unique=True)

@@ -10,10 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from agent_rig import Json
+from agent_rig import Json, agent
 from disks_world import World
-
-from volferry.agent import agent
 
 KILLING = Path(__file__).with_name("killing_agent.py")
 PHASES = agent.FORWARD_PHASES

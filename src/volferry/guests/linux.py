@@ -12,9 +12,9 @@ import json
 import secrets
 import time
 from collections.abc import Sequence
-from importlib import resources
 from typing import Any, Protocol
 
+from volferry.agent import program
 from volferry.channels import Channel
 from volferry.errors import Doubt, Refused, Retry, Stop, VolferryError
 from volferry.guests import fstab, linux_facts, mounts, quarantine
@@ -60,11 +60,6 @@ class Scene(Protocol):
     async def tell(self, kind: str, **facts: Any) -> None: ...
     def check_stop(self) -> None: ...
     async def sleep(self, seconds: float) -> None: ...
-
-
-def program() -> bytes:
-    """The agent's own text."""
-    return resources.files("volferry.agent").joinpath("agent.py").read_bytes()
 
 
 class LinuxGuest:

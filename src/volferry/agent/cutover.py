@@ -1,0 +1,873 @@
+"""Jobs cutover and cutback: from the first service stopped to the last one started."""
+
+import contextlib
+import functools
+import os
+import signal
+import time
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Set
+
+from volferry.agent.basics import (
+    FORWARD_PHASES,
+    AgentError,
+    Interrupt,
+    Json,
+    Log,
+    Place,
+    Shutdown,
+    Stopped,
+    clock_offset,
+    must,
+    one_line,
+    read_json,
+    run,
+    to_bytes,
+    write_json,
+)
+from volferry.agent.disks import (
+    Device,
+    Disk,
+    blkid,
+    resolve,
+    resolve_device,
+    set_disk_read_only,
+    wait_until_free,
+)
+from volferry.agent.holders import find_holders, name_holders, read_link
+from volferry.agent.inside import Inside
+from volferry.agent.install import content_if_plain, current_content, publish, put_file
+from volferry.agent.jobs import Job, Supervisor, where
+from volferry.agent.mounts import device_number, mount_table, mounts_of, unmount, visible_mount
+from volferry.agent.passes import full_reason
+from volferry.agent.prepare import same_type
+from volferry.agent.services import (
+    is_up,
+    show,
+    start_unit,
+    stop_unit,
+    system_is_stopping,
+    user_command,
+)
+
+GO_BACK_S = 300.0
+"""Deadline of each command while going back: generous, for there is nothing to go back to from
+it."""
+SIDES = ("source", "target")
+
+
+class MountPlan(NamedTuple):
+    """A mount as it was, and how it comes back."""
+
+    target: str
+    root: str
+    options: str
+    super_options: str
+    propagation: str
+    fstype: str
+    unit: str
+    filesystem: int
+    """Which of the request's filesystems."""
+
+
+class Cutover:
+    """From the first service stopped to the last one started, and back again when anything fails.
+
+    The record ``cutover.json`` is written before each phase. It is read by nobody but ``recover``,
+    which believes the side files more than the phase.
+
+    Units are stopped in the order given and started in the reverse one; units that could start them
+    in the middle (sockets, timers, paths) are stopped before and started before.
+    """
+
+    def __init__(self, place: Place, job: Job, asked_for: Json) -> None:
+        self.place, self.job = place, job
+        self.job_id: str = asked_for["job_id"]
+        self.back_only = asked_for["job"] == "cutback"
+        self.request: Json = asked_for["request"]
+        self.filesystems: List[Json] = self.request["filesystems"]
+        self.side_files: List[Json] = self.request.get("sides", {}).get("files", [])
+        self.supervisor = Supervisor(place, os.path.basename(job.state_dir))
+        self.inside = Inside(place, job.state_dir)
+        self.deadline = time.monotonic() + 3600
+        self.notes: List[str] = []
+        self.current_part = ""
+        self.part_began = 0.0
+        self.terminated = False
+        stored: Json = read_json(job.path("cutover.json")) or {}
+        self.found_record = stored.get("job_id") == self.job_id
+        self.record: Json = stored if self.found_record else self.new_record()
+
+    def new_record(self) -> Json:
+        return {
+            "job_id": self.job_id,
+            "phase": "armed",
+            "boot_id": self.place.boot_id,
+            "wall": time.time(),
+            "runs": 0,
+            "stopped": None,
+            "up_again": None,
+            "units": [],
+            "triggers": [],
+            "mounts": [],
+            "stop_commands": False,
+            "start_commands": False,
+            "parts": {},
+            "going_back": "",
+            "final_pass_begun": False,
+            "final_pass": None,
+            "outcome": None,
+        }
+
+    # -- the record
+
+    def note(self, phase: str = "", **facts: Any) -> None:
+        if phase:
+            self.record["phase"] = phase
+        self.record.update(facts)
+        write_json(self.job.path("cutover.json"), self.record)
+        if phase:
+            Log.say("phase {}".format(phase))
+            self.job.report(phase, force=True, what=phase)
+
+    @contextlib.contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Measure a part of the downtime on the monotonic clock."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self.add_part(name, time.monotonic() - began)
+
+    def add_part(self, name: str, seconds: float) -> None:
+        parts = self.record["parts"]
+        parts[name] = round(parts.get(name, 0.0) + seconds, 4)
+
+    def left(self, most_s: float) -> float:
+        left = self.deadline - time.monotonic()
+        if left <= 0:
+            raise AgentError(
+                "failed",
+                "the cutover did not end within its deadline of {:.0f} s (in phase '{}')".format(
+                    self.deadline_s, self.record["phase"]
+                ),
+            )
+        return min(most_s, left)
+
+    @property
+    def deadline_s(self) -> float:
+        return float(self.request.get("deadline_s") or 120.0)
+
+    def on_sigterm(self, number: int, frame: Any) -> None:
+        """Before the commit: take it back. After it: finishing is the shorter way."""
+        first, self.terminated = not self.terminated, True
+        before = FORWARD_PHASES.index("committing")
+        phase = self.record["phase"]
+        if first and not self.record["going_back"] and phase in FORWARD_PHASES[:before]:
+            Interrupt.arrived()
+
+    # -- the story
+
+    def run(self) -> int:
+        """-> exit code for the supervisor: 0 when there is an outcome."""
+        signal.signal(signal.SIGTERM, self.on_sigterm)
+        self.record["runs"] += 1
+        if self.record["outcome"] is not None and self.record["phase"] == "done":
+            return self.finish()
+        if self.record["runs"] > 20:
+            return self.conclude(
+                "reverted", "the agent died 20 times in this cutover; look at the log"
+            )
+        self.note()
+        try:
+            if self.back_only:
+                return self.go_back_on_request()
+            if self.found_record:
+                return self.recover()
+            return self.go_forward()
+        except Shutdown:
+            Log.say("the system is shutting down in phase {}".format(self.record["phase"]))
+            return 75
+
+    def go_forward(self) -> int:
+        try:
+            self.check()
+        except Exception as error:  # noqa: BLE001 - nothing was touched yet, so any fault ends the same
+            return self.conclude("reverted", self.words(error))
+        try:
+            self.stop_services()
+            self.unmount_all("source")
+            self.final_pass()
+            self.commit()
+            self.mount_and_start()
+        except Exception as error:  # noqa: BLE001 - whatever it is, services have to come back
+            return self.take_back(self.words(error))
+        return self.settle()
+
+    def recover(self) -> int:
+        """Somebody killed the worker, or the guest restarted. Which side is live is read from the
+        files; before the commit everything is taken back, after it finished."""
+        phase = self.record["phase"]
+        restarted = self.record["boot_id"] != self.place.boot_id
+        reason = "the guest restarted" if restarted else "the agent was killed"
+        reason = "{} in phase '{}'".format(reason, phase)
+        Log.say("recover: " + reason)
+        if self.record["going_back"]:
+            return self.take_back(self.record["going_back"])
+        if phase == "armed":
+            return self.conclude("reverted", reason + ", before anything was stopped")
+        if not self.is_committed():
+            return self.take_back(reason)
+        self.notes.append(reason)
+        self.deadline = time.monotonic() + self.deadline_s
+        if phase == "settling":
+            return self.settle()
+        try:
+            self.wait_for_namespaces()
+            if not restarted:
+                self.publish(10.0)
+            self.mount_and_start(lenient=restarted)
+        except Exception as error:  # noqa: BLE001 - as in go_forward
+            return self.take_back("{}; {}".format(reason, self.words(error)))
+        return self.settle()
+
+    def words(self, error: BaseException) -> str:
+        """What an exception says. A shutdown is not a failure: the record is left for the next
+        boot."""
+        if (self.terminated or isinstance(error, Stopped)) and system_is_stopping(self.place):
+            raise Shutdown()
+        if isinstance(error, AgentError):
+            return one_line(error.what)
+        if isinstance(error, Stopped):
+            return "the cutover was stopped on request"
+        return "{}: {} ({})".format(type(error).__name__, error, where(error))
+
+    # -- 1. look again, touch nothing
+
+    def check(self) -> None:
+        """Everything that could fail later and can be known now."""
+        self.job.report("armed", force=True, what="checking")
+        self.same_namespace()
+        units = self.request.get("units", [])
+        if units and not self.place.has_systemd:
+            raise AgentError("refused", "units were named but pid 1 is not systemd")
+        self.check_devices()
+        self.note(mounts=[plan._asdict() for plan in self.plan_mounts("source")])
+        if self.request.get("watermark") is not None:
+            why = full_reason(self.request, self.place.boot_id, clock_offset())
+            if why:
+                raise AgentError(
+                    "refused",
+                    "the watermark is void: {}".format(why),
+                    "nothing was stopped",
+                    "run another pass: it compares everything and makes a new one",
+                )
+        for file in self.side_files:
+            if current_content(file["path"]) != side_content(file, "source"):
+                raise AgentError(
+                    "doubt",
+                    "{} is not what it should be before the cutover".format(file["path"]),
+                    "nothing was stopped",
+                )
+        self.remember_units([unit["name"] for unit in units])
+        self.nobody_is_bound()
+        if self.place.has_systemd:
+            self.supervisor.enable()
+        self.inside.prepare()
+
+    def same_namespace(self) -> None:
+        mine = read_link(self.place.proc + "/self/ns/mnt")
+        host = read_link(self.place.proc + "/1/ns/mnt")
+        if host and mine != host:
+            raise AgentError("refused", "the agent is not in the guest's own mount namespace")
+
+    def check_devices(self) -> None:
+        for filesystem in self.filesystems:
+            source = resolve_device(self.place, filesystem["source"])
+            target = resolve_device(self.place, filesystem["target"])
+            if source.dev == target.dev:
+                raise AgentError("doubt", "source and target are both {}".format(source.path))
+            if target.disk.read_only:
+                raise AgentError("refused", "the target {} is read-only".format(target.path))
+            if not wait_until_free(target.path, 3):
+                raise AgentError("doubt", "the target {} is in use by somebody".format(target.path))
+            found = blkid(target.path)
+            wanted = filesystem["uuid"] if filesystem["keep_uuid"] else None
+            if not same_type(found.get("TYPE", ""), filesystem["fstype"]) or (
+                wanted and found.get("UUID") != wanted
+            ):
+                raise AgentError(
+                    "doubt",
+                    "the target {} holds {} {}".format(
+                        target.path, found.get("TYPE"), found.get("UUID")
+                    ),
+                )
+
+    def plan_mounts(self, side: str) -> List[MountPlan]:
+        """The mounts as they are now, in mount order; they must be those that were planned for."""
+        plans = []
+        table = mount_table(self.place)
+        owners = {}
+        for number, filesystem in enumerate(self.filesystems):
+            owners[resolve_device(self.place, filesystem[side]).dev] = number
+        wanted = {m["target"]: m for fs in self.filesystems for m in fs.get("mounts", [])}
+        for entry in table:
+            number = owners.get(device_number(entry), -1)
+            if number < 0:
+                continue
+            planned = wanted.pop(entry.target, None)
+            if planned is None:
+                raise AgentError(
+                    "doubt",
+                    "{} is mounted at {} too, which was not planned for".format(
+                        entry.source, entry.target
+                    ),
+                )
+            if planned.get("by") == "autofs":
+                raise AgentError("refused", "{} is an automount".format(entry.target))
+            if (planned.get("root") or "/") != entry.root:
+                raise AgentError(
+                    "doubt",
+                    "{} shows {} of its filesystem, expected {}".format(
+                        entry.target, entry.root, planned.get("root")
+                    ),
+                )
+            plans.append(
+                MountPlan(
+                    entry.target,
+                    entry.root,
+                    entry.options,
+                    entry.super_options,
+                    entry.propagation,
+                    entry.fstype,
+                    (planned.get("unit") or "") if self.place.has_systemd else "",
+                    number,
+                )
+            )
+        if wanted:
+            raise AgentError("doubt", "not mounted any more: {}".format(", ".join(sorted(wanted))))
+        return plans
+
+    def remember_units(self, names: List[str]) -> None:
+        """Which were active, and what could start them again while they have to be down."""
+        shown = show(names)
+        for name, facts in shown.items():
+            if facts.get("LoadState") != "loaded":
+                raise AgentError("refused", "{} is {}".format(name, facts.get("LoadState")))
+        active = [name for name in names if is_up(shown[name])]
+        triggers = sorted(
+            {word for name in names for word in shown[name].get("TriggeredBy", "").split()}
+            - set(names)
+        )
+        states = show(triggers)
+        self.note(units=active, triggers=[name for name in triggers if is_up(states[name])])
+
+    def nobody_is_bound(self) -> None:
+        """systemd stops what is bound to a mount (BindsTo=) when it is unmounted, and nobody would
+        start it again."""
+        ours = set(self.record["units"]) | set(self.record["triggers"])
+        bound = set()
+        for facts in show([plan.unit for plan in self.mounts if plan.unit]).values():
+            bound.update(facts.get("BoundBy", "").split())
+        bound = {name for name in bound - ours if not name.endswith((".mount", ".automount"))}
+        up = [name for name, facts in show(sorted(bound)).items() if is_up(facts)]
+        if up:
+            raise AgentError(
+                "refused",
+                "{} would be stopped with the mount and is not among the units".format(
+                    ", ".join(up)
+                ),
+                "nothing was stopped",
+            )
+
+    # -- 2. stop
+
+    def stop_services(self) -> None:
+        now = time.monotonic()
+        self.deadline = now + self.deadline_s
+        self.note("stopping", stopped={"monotonic": now, "wall": time.time()})
+        with self.part("stop"):
+            for command in self.request.get("stop", []):
+                self.note(stop_commands=True)
+                self.command(command, self.left(self.deadline_s))
+            if self.record["triggers"]:
+                must(["systemctl", "stop", "--"] + self.record["triggers"], self.left(60))
+            for name in self.record["units"]:
+                stop_unit(name, self.left(self.unit_time(name, "stop_timeout_s")))
+
+    def unit_time(self, name: str, key: str) -> float:
+        for unit in self.request.get("units", []):
+            if unit["name"] == name:
+                return float(unit.get(key) or 90.0)
+        return 90.0
+
+    def command(self, command: str, timeout_s: float) -> None:
+        user_command(self.place, command, timeout_s, self.job.path("command.log"))
+
+    # -- 3. to 5. unmount, prove it, forbid writing
+
+    def device(self, number: int, side: str) -> Device:
+        return resolve_device(self.place, self.filesystems[number][side])
+
+    def disks(self, side: str) -> List[Disk]:
+        found = {}
+        for filesystem in self.filesystems:
+            disk = resolve(self.place, filesystem[side])
+            found[disk.dev] = disk
+        return list(found.values())
+
+    @property
+    def mounts(self) -> List[MountPlan]:
+        return [MountPlan(**plan) for plan in self.record["mounts"]]
+
+    def unmount_all(self, side: str) -> None:
+        """Every mount of that side, last first; then the proof that nobody has it in another mount
+        namespace. umount itself is the check for holders: the scan for their names costs time and
+        is made only when it fails."""
+        self.note("unmounting")
+        with self.part("unmount"):
+            self.let_go(side, self.left)
+            for disk in self.disks(side):
+                set_disk_read_only(disk, True)
+
+    def let_go(self, side: str, time_for: Callable[[float], float]) -> None:
+        devices = [self.device(number, side) for number in range(len(self.filesystems))]
+        numbers = {device.dev for device in devices}
+        mounted = [entry for entry in mount_table(self.place) if device_number(entry) in numbers]
+        try:
+            for entry in reversed(mounted):
+                unmount(entry.target, time_for(60.0))
+            for device in devices:
+                if not wait_until_free(device.path, 2.0):
+                    raise AgentError("busy", "{} is still held by somebody".format(device.path))
+        except AgentError as error:
+            if error.kind != "busy":
+                raise
+            paths = [entry.target for entry in mounted]
+            holders, _ = find_holders(self.place, numbers, paths, 10.0)
+            holders = [found for found in holders if found["pid"] != os.getpid()]
+            raise AgentError(
+                "busy", "{}; held by {}".format(error.what, name_holders(holders) or "nobody known")
+            )
+
+    # -- 6. and 7. the final pass
+
+    def final_pass(self) -> None:
+        self.note("copying", final_pass_begun=True)
+        began = [time.monotonic()]
+
+        def heard(said: Json) -> None:
+            if said["phase"] == "comparing" and self.record["phase"] == "copying":
+                self.add_part("copy", time.monotonic() - began[0])
+                began[0] = time.monotonic()
+                self.note("comparing")
+            self.job.report(self.record["phase"], **said["progress"])
+
+        request = {
+            key: self.request.get(key)
+            for key in (
+                "method",
+                "filesystems",
+                "exclude",
+                "watermark",
+                "clock_offset",
+                "boot_id",
+                "slack_s",
+            )
+        }
+        request["deadline_s"] = self.left(self.deadline_s)
+        request["number"] = self.request.get("number")
+        result = self.inside.run(request, self.deadline, heard)
+        self.add_part("compare", time.monotonic() - began[0])
+        self.notes.extend(result.pop("notes"))
+        self.note("releasing", final_pass=result)
+        with self.part("release"):
+            for number in range(len(self.filesystems)):
+                for side in SIDES:
+                    path = self.device(number, side).path
+                    if not wait_until_free(path, self.left(10.0)):
+                        raise AgentError(
+                            "busy", "{} is still held after the final pass".format(path)
+                        )
+
+    # -- 8. the commit
+
+    def is_committed(self) -> bool:
+        """Read from the last side file. When that holds neither content (somebody else wrote it),
+        or there is none, the phase has to tell."""
+        if self.side_files:
+            last = self.side_files[-1]
+            now = content_if_plain(last["path"])
+            contents = {side: side_content(last, side) for side in SIDES}
+            if contents["source"] != contents["target"] and now in contents.values():
+                return bool(now == contents["target"])
+        return bool(FORWARD_PHASES.index(self.record["phase"]) >= FORWARD_PHASES.index("committed"))
+
+    def commit(self) -> None:
+        self.left(1)
+        self.note("committing")
+        with self.part("commit"):
+            for file in self.side_files:
+                self.put_side(file, "target")
+            self.note("committed")
+            self.publish(self.left(10.0))
+
+    def put_side(self, file: Json, side: str) -> None:
+        put_file(self.job.state_dir, file["path"], file[side], file.get("mode"))
+
+    def publish(self, settle_s: float) -> None:
+        disks = self.disks("source") + self.disks("target")
+        # Reading all units anew takes systemd longer than all the rest; it is of use only when
+        # it is something of systemd's that changed, which udev's rules are not.
+        for_systemd = any(
+            "/udev/rules.d/" not in file["path"]
+            and side_content(file, "source") != side_content(file, "target")
+            for file in self.side_files
+        )
+        skipped = publish(self.place, disks, bool(self.side_files), for_systemd, settle_s)
+        self.notes.extend(text for text in skipped if "settle" in text)
+
+    # -- 9. and 10. mount and start
+
+    def mount_and_start(self, lenient: bool = False) -> None:
+        self.note("mounting")
+        with self.part("mount"):
+            self.mount_side("target", self.left)
+        self.note("starting")
+        with self.part("start"):
+            self.start_services(self.left, lenient)
+        self.note("settling", up_again={"monotonic": time.monotonic(), "wall": time.time()})
+
+    def mount_side(self, side: str, time_for: Callable[[float], float]) -> None:
+        for plan in self.mounts:
+            device = self.device(plan.filesystem, side)
+            entry = visible_mount(self.place, plan.target)
+            if entry is not None and device_number(entry) in self.other_devices(side):
+                unmount(entry.target, time_for(60.0))
+                entry = visible_mount(self.place, plan.target)
+            if entry is None or device_number(entry) != device.dev:
+                self.mount_one(plan, device, time_for)
+                self.restore_propagation(plan)
+            self.verify_mount(plan, device)
+
+    def restore_propagation(self, plan: MountPlan) -> None:
+        made = visible_mount(self.place, plan.target)
+        if made is not None and made.propagation != plan.propagation:
+            must(["mount", "--make-" + plan.propagation.split(",")[-1], plan.target])
+
+    def other_devices(self, side: str) -> Set[str]:
+        other = SIDES[1 - SIDES.index(side)]
+        return {self.device(number, other).dev for number in range(len(self.filesystems))}
+
+    def mount_one(
+        self, plan: MountPlan, device: Device, time_for: Callable[[float], float]
+    ) -> None:
+        if plan.unit:
+            run(["systemctl", "reset-failed", plan.unit])
+            ran = run(["systemctl", "start", plan.unit], time_for(90.0))
+            if ran.code != 0:
+                raise AgentError("failed", "{} did not start: {}".format(plan.unit, ran.complaint))
+            return
+        subvolume = "subvol=" + plan.root in plan.super_options.split(",")
+        if plan.root != "/" and not subvolume:
+            main = next(
+                (
+                    other
+                    for other in self.mounts
+                    if (other.filesystem, other.root) == (plan.filesystem, "/")
+                ),
+                None,
+            )
+            if main is None:
+                raise AgentError("failed", "nothing to bind {} from".format(plan.target))
+            must(["mount", "--bind", main.target + plan.root, plan.target], time_for(60.0))
+            flags = ",".join(word for word in plan.options.split(",") if word != "rw")
+            must(["mount", "-o", "remount,bind," + (flags or "rw"), plan.target], time_for(60.0))
+        else:
+            argv = ["mount", "-t", plan.fstype, "-o"]
+            tail = [device.path, plan.target]
+            ran = run([*argv, options_to_mount(plan), *tail], time_for(120.0))
+            if ran.code != 0:
+                self.notes.append(
+                    "{} is mounted with {} only, the kernel refused the rest: {}".format(
+                        plan.target, plan.options, ran.complaint
+                    )
+                )
+                must([*argv, plan.options, *tail], time_for(120.0))
+
+    def verify_mount(self, plan: MountPlan, device: Device) -> None:
+        """The right device, at the right place, the flags that were there before. Options that
+        follow from the device (stripe=, ssd) may differ and are told."""
+        entry = visible_mount(self.place, plan.target)
+        if entry is None or device_number(entry) != device.dev or entry.root != plan.root:
+            raise AgentError(
+                "failed",
+                "{} has {} mounted, expected {} ({})".format(
+                    plan.target,
+                    "nothing"
+                    if entry is None
+                    else "{} ({})".format(entry.source, device_number(entry)),
+                    device.path,
+                    device.dev,
+                ),
+            )
+        was, now = set(plan.options.split(",")), set(entry.options.split(","))
+        if was != now:
+            raise AgentError(
+                "failed",
+                "{} is mounted with {}, expected {}".format(
+                    plan.target, entry.options, plan.options
+                ),
+            )
+        if "ro" in entry.super_options.split(",") and "ro" not in plan.super_options.split(","):
+            raise AgentError("failed", "{} came up read-only".format(plan.target))
+        differ = set(plan.super_options.split(",")) ^ set(entry.super_options.split(","))
+        differ = {word for word in differ if not word.startswith("subvolid=")}
+        if differ:
+            self.notes.append(
+                "{}: options differ in {}".format(plan.target, ", ".join(sorted(differ)))
+            )
+
+    def start_services(self, time_for: Callable[[float], float], lenient: bool) -> None:
+        """Sockets first: one cannot be started once its service runs. After a restart of the guest
+        the user's command may find its service up already, so its failure is only told then."""
+        for name in self.record["triggers"] + self.record["units"][::-1]:
+            start_unit(name, time_for(self.unit_time(name, "start_timeout_s")))
+        for command in self.request.get("start", []):
+            self.note(start_commands=True)
+            try:
+                self.command(command, time_for(self.deadline_s))
+            except AgentError as error:
+                if not lenient:
+                    raise
+                self.notes.append(error.what)
+
+    # -- 11. settle
+
+    def settle(self) -> int:
+        """Watch that what was started stays. The outcome is on disk already, as not settled."""
+        self.note("settling", outcome=self.outcome("committed", ""))
+        before = show(self.record["units"])
+        moves: Dict[str, int] = {}
+        settle_s = self.request.get("settle_s")
+        ends = time.monotonic() + (60.0 if settle_s is None else float(settle_s))
+        try:
+            while True:
+                self.look_after(before, moves)
+                left = ends - time.monotonic()
+                if left <= 0:
+                    break
+                self.job.report("settling", what="settling")
+                time.sleep(min(1.0, left))
+        except Exception as error:  # noqa: BLE001 - as in go_forward
+            return self.take_back(self.words(error))
+        return self.conclude("committed", "", settled=True)
+
+    def look_after(self, before: Dict[str, Dict[str, str]], moves: Dict[str, int]) -> None:
+        for plan in self.mounts:
+            self.verify_mount_stays(plan)
+        for name, now in show(self.record["units"]).items():
+            was = before[name]
+            oneshot = now.get("Type") == "oneshot" and now.get("Result") == "success"
+            if now.get("ActiveState") not in ("active", "reloading") and not oneshot:
+                raise AgentError(
+                    "failed", "{} became {} while settling".format(name, now.get("ActiveState"))
+                )
+            if now.get("NRestarts", "") != was.get("NRestarts", ""):
+                raise AgentError("failed", "{} restarted by itself while settling".format(name))
+            if now.get("MainPID") != was.get("MainPID"):
+                moves[name] = moves.get(name, 0) + 1
+                was["MainPID"] = now.get("MainPID", "")
+                if moves[name] > 2:
+                    raise AgentError("failed", "the main process of {} keeps changing".format(name))
+
+    def verify_mount_stays(self, plan: MountPlan) -> None:
+        entry = visible_mount(self.place, plan.target)
+        device = self.device(plan.filesystem, "target")
+        if entry is None or device_number(entry) != device.dev:
+            raise AgentError("failed", "{} lost its mount while settling".format(plan.target))
+
+    # -- going back
+
+    def take_back(self, reason: str) -> int:
+        """Everything in reverse, found by looking rather than by remembering. A step that fails is
+        told, and the next one is tried all the same."""
+        Log.say("going back: " + reason)
+        self.note(going_back=reason, outcome=None)
+        problems: List[str] = []
+        self.inside.end()
+        if self.record["final_pass_begun"]:
+            self.tried(problems, self.wait_for_namespaces)
+        if self.is_partly_committed():
+            self.tried(problems, self.stop_again)
+            if not self.tried(problems, lambda: self.let_go("target", lambda most: GO_BACK_S)):
+                return self.stay_forward(reason, problems)
+            for file in reversed(self.side_files):
+                self.tried(problems, functools.partial(self.put_side, file, "source"))
+            self.tried(problems, lambda: self.publish(30.0))
+        for disk in self.disks_found(problems, "source"):
+            self.tried(problems, functools.partial(set_disk_read_only, disk, False))
+        self.tried(problems, lambda: self.mount_side("source", lambda most: GO_BACK_S))
+        restarted = self.record["boot_id"] != self.place.boot_id
+        self.start_what_was_up(problems, restarted)
+        if problems:
+            reason += "; while going back: " + "; ".join(problems)
+        up_again = {"monotonic": time.monotonic(), "wall": time.time()}
+        self.note(up_again=up_again, problems=problems)
+        return self.conclude("reverted", reason)
+
+    def tried(self, problems: List[str], work: Callable[[], None]) -> bool:
+        try:
+            work()
+        except Exception as error:  # noqa: BLE001 - going back goes on whatever happens
+            problems.append(self.words(error))
+            Log.say("problem: " + problems[-1])
+            return False
+        return True
+
+    def disks_found(self, problems: List[str], side: str) -> List[Disk]:
+        found: List[Disk] = []
+        self.tried(problems, lambda: found.extend(self.disks(side)))
+        return found
+
+    def wait_for_namespaces(self) -> None:
+        """A final pass that was killed with its worker needs a moment to let go of both disks."""
+        for number in range(len(self.filesystems)):
+            for side in SIDES:
+                device = self.device(number, side)
+                if not mounts_of(self.place, device.dev) and not wait_until_free(device.path, 20.0):
+                    raise AgentError("busy", "{} is held by somebody".format(device.path))
+
+    def is_partly_committed(self) -> bool:
+        """Some side file does not have the source's content, or something of the target is
+        mounted."""
+        for file in self.side_files:
+            if content_if_plain(file["path"]) != side_content(file, "source"):
+                return True
+        target = {self.device(number, "target").dev for number in range(len(self.filesystems))}
+        return any(device_number(entry) in target for entry in mount_table(self.place))
+
+    def stop_again(self) -> None:
+        if self.record["start_commands"]:
+            for command in self.request.get("stop", []):
+                self.command(command, GO_BACK_S)
+        if self.record["triggers"]:
+            must(["systemctl", "stop", "--"] + self.record["triggers"], GO_BACK_S)
+        for name in self.record["units"]:
+            stop_unit(name, GO_BACK_S)
+
+    def start_what_was_up(self, problems: List[str], restarted: bool) -> None:
+        for name in self.record["triggers"] + self.record["units"][::-1]:
+            self.tried(problems, functools.partial(start_unit, name, GO_BACK_S))
+        if self.record["stop_commands"]:
+            for command in self.request.get("start", []):
+                self.tried(problems, functools.partial(self.command, command, GO_BACK_S))
+
+    def stay_forward(self, reason: str, problems: List[str]) -> int:
+        """The target cannot be unmounted, so it stays the live side: switching the files beneath a
+        mounted target would bring up the other side at the next restart."""
+        self.start_what_was_up(problems, False)
+        self.note(up_again={"monotonic": time.monotonic(), "wall": time.time()})
+        words = "{}; going back was not possible: {}".format(reason, "; ".join(problems))
+        return self.conclude("committed", words)
+
+    def go_back_on_request(self) -> int:
+        """The job cutback: what the cutover did, undone; nothing is copied."""
+        if self.record["going_back"]:
+            return self.take_back(self.record["going_back"])
+        reason = "going back was asked for"
+        try:
+            self.same_namespace()
+            if not self.is_partly_committed():
+                raise AgentError("refused", "the source is the live side already")
+            self.note(mounts=[plan._asdict() for plan in self.plan_mounts("target")])
+            self.remember_units([unit["name"] for unit in self.request.get("units", [])])
+            if self.place.has_systemd:
+                self.supervisor.enable()
+        except Exception as error:  # noqa: BLE001 - nothing was touched yet
+            live = "reverted" if not self.is_partly_committed() else "committed"
+            return self.conclude(live, self.words(error))
+        now = time.monotonic()
+        stopped = {"monotonic": now, "wall": time.time()}
+        self.note("starting", stopped=stopped, stop_commands=True, start_commands=True)
+        return self.take_back(reason)
+
+    # -- the end
+
+    def outcome(self, result: str, reason: str, settled: bool = False) -> Json:
+        """model.Outcome. Downtime: from the first service stopped to the last one started."""
+        stopped, up = self.record["stopped"], self.record["up_again"]
+        same_boot = self.record["boot_id"] == self.place.boot_id
+        clock = "monotonic" if same_boot else "wall"
+        downtime_s = max(0.0, up[clock] - stopped[clock]) if stopped and up else 0.0
+        final = self.record["final_pass"]
+        return {
+            "result": result,
+            "live": "target" if result == "committed" else "source",
+            "reason": reason,
+            "downtime_s": round(downtime_s, 3),
+            "parts": self.record["parts"],
+            "clock": clock,
+            "final_pass": None if final is None else {key: final[key] for key in PASS_FIELDS},
+            "settled": settled,
+            "problems": self.record.get("problems", []),
+        }
+
+    def conclude(self, result: str, reason: str, settled: bool = False) -> int:
+        outcome = self.outcome(result, reason, settled)
+        notes = self.record.get("notes", []) + self.notes
+        self.note("done", outcome=outcome, notes=notes)
+        return self.finish()
+
+    def finish(self) -> int:
+        """Tell the outcome of the record. Repeatable."""
+        outcome = self.record["outcome"]
+        self.supervisor.disable()
+        most_s = self.request.get("max_downtime_s")
+        result = {
+            "outcome": outcome,
+            "notes": self.record.get("notes", []),
+            "within_budget": most_s is None or outcome["downtime_s"] <= float(most_s),
+        }
+        error = None
+        if outcome["reason"] and not (self.back_only and outcome["result"] == "reverted"):
+            error = AgentError(
+                "failed",
+                "the {} ended '{}': {}".format(
+                    "cutback" if self.back_only else "cutover", outcome["result"], outcome["reason"]
+                ),
+                "the service's data is on the {}".format(outcome["live"]),
+            ).as_json()
+        self.job.end(result, error)
+        return 0
+
+
+NOT_TO_MOUNT = ("seclabel", "subvolid", "sunit", "swidth", "stripe")
+
+
+def options_to_mount(plan: MountPlan) -> str:
+    """The options of a mounted filesystem as they can be given to mount(8): what only the kernel
+    can say, or what follows from the old device, is left out."""
+    words = plan.options.split(",")
+    for word in plan.super_options.split(","):
+        key = word.split("=")[0]
+        if word not in ("rw", "ro") and key not in (
+            "seclabel",
+            "subvolid",
+            "sunit",
+            "swidth",
+            "stripe",
+        ):
+            words.append(word)
+    return ",".join(words)
+
+
+PASS_FIELDS = (
+    "number", "final", "started_at", "copy_s", "compare_s", "files_total", "files_copied",
+    "files_deleted", "bytes_copied", "files_compared", "bytes_compared", "changed_meanwhile",
+    "healed", "watermark", "clock_offset", "boot_id",
+)  # fmt: skip
+
+
+def side_content(file: Json, side: str) -> Optional[bytes]:
+    text = file[side]
+    return None if text is None else to_bytes(text)

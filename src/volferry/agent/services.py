@@ -1,0 +1,106 @@
+"""Services: systemd units and the user's own commands."""
+
+import os
+import subprocess
+from typing import Dict, List
+
+from volferry.agent.basics import (
+    AgentError,
+    Place,
+    end_process,
+    environment,
+    find_program,
+    launch,
+    must,
+    one_line,
+    read_text,
+    run,
+)
+from volferry.agent.facts import UNIT_PROPERTIES
+
+
+def show(names: List[str]) -> Dict[str, Dict[str, str]]:
+    """``systemctl show`` of these units, by the name that was asked for."""
+    if not names:
+        return {}
+    text = must(["systemctl", "show", "-p", UNIT_PROPERTIES, "--", *names])
+    blocks = [block for block in text.split("\n\n") if block.strip()]
+    if len(blocks) != len(names):
+        raise AgentError(
+            "failed", "systemctl show told {} of {} units".format(len(blocks), len(names))
+        )
+    shown = {}
+    for name, block in zip(names, blocks):  # noqa: B905 - strict= came with 3.10
+        pairs = (line.partition("=") for line in block.splitlines())
+        shown[name] = {key: value for key, _, value in pairs}
+    return shown
+
+
+def is_up(facts: Dict[str, str]) -> bool:
+    return facts.get("ActiveState") in ("active", "reloading", "activating")
+
+
+def system_is_stopping(place: Place) -> bool:
+    if not place.has_systemd:
+        return False
+    try:
+        return run(["systemctl", "is-system-running"], 5).out.strip() == "stopping"
+    except AgentError:
+        return False
+
+
+def stop_unit(name: str, timeout_s: float) -> None:
+    ran = run(["systemctl", "stop", name], timeout_s)
+    facts = show([name])[name]
+    if is_up(facts) or facts.get("ActiveState") == "deactivating":
+        raise AgentError(
+            "failed", "{} is {} after it was told to stop: {}".format(
+                name, facts.get("ActiveState"), ran.complaint
+            )
+        )  # fmt: skip
+
+
+def start_unit(name: str, timeout_s: float) -> None:
+    """Start and look: a oneshot that ran well is inactive again, which is fine."""
+    run(["systemctl", "reset-failed", name])
+    ran = run(["systemctl", "start", name], timeout_s)
+    facts = show([name])[name]
+    done = facts.get("Type") == "oneshot" and facts.get("Result") == "success" and ran.code == 0
+    if facts.get("ActiveState") not in ("active", "reloading") and not done:
+        raise AgentError(
+            "failed",
+            "{} did not start: it is {} ({}), {}".format(
+                name, facts.get("ActiveState"), facts.get("Result"), ran.complaint
+            ),
+        )
+
+
+def user_command(place: Place, command: str, timeout_s: float, output: str) -> None:
+    """Run a command of the user's, by a shell: the only place where there is one.
+
+    What it leaves running must outlive us. Under systemd it gets a scope of its own, because ours
+    ends with our unit; its output goes to a file, because a daemon would keep a pipe open for ever.
+    """
+    argv = ["/bin/sh", "-c", command]
+    if place.has_systemd and find_program("systemd-run"):
+        argv = ["systemd-run", "--scope", "--quiet", "--slice=system.slice", "--", *argv]
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
+    mine = {key: value for key, value in environment().items() if key != "LC_ALL"}
+    fd = os.open(output, flags, 0o600)
+    try:
+        process = launch(
+            argv, mine, stdin=subprocess.DEVNULL, stdout=fd, stderr=fd, start_new_session=True
+        )
+    finally:
+        os.close(fd)
+    try:
+        code = process.wait(timeout=max(timeout_s, 0.05))
+    except subprocess.TimeoutExpired:
+        end_process(process)
+        raise AgentError("failed", "'{}' did not end within {:.0f} s".format(command, timeout_s))
+    except BaseException:
+        end_process(process)
+        raise
+    if code != 0:
+        last = one_line(" / ".join(read_text(output).splitlines()[-3:]))
+        raise AgentError("failed", "'{}' ended with {}: {}".format(command, code, last))

@@ -1,0 +1,116 @@
+"""The wire: one request, one answer; and the worker that a supervisor runs."""
+
+import json
+import os
+import signal
+import sys
+from typing import Callable, Dict, List
+
+from volferry.agent.basics import AgentError, Json, Log, Place, say, to_text
+from volferry.agent.cutover import Cutover
+from volferry.agent.disks import verb_find
+from volferry.agent.facts import verb_facts
+from volferry.agent.inside import inside
+from volferry.agent.install import verb_apply, verb_install, verb_uninstall
+from volferry.agent.jobs import (
+    Job,
+    attempt,
+    locked,
+    lower_priority,
+    on_sigterm,
+    own_namespace,
+    place_of,
+    supervise,
+    verb_start,
+    verb_status,
+    verb_stop,
+    where,
+)
+from volferry.agent.passes import LivePass
+from volferry.agent.prepare import Preparation
+
+
+def work(state_dir: str) -> int:
+    """Do the job of ``job.json``, or take up what a killed worker left. -> exit code: 0 tells the
+    supervisor that there is nothing more to do."""
+    place = place_of(state_dir)
+    Log.path = os.path.join(state_dir, "log")
+    job = Job(place, state_dir)
+    with locked(os.path.join(state_dir, "work.lock"), 5.0) as got:
+        if not got:
+            Log.say("another worker is at it")
+            return 0
+        asked_for = job.read()
+        if asked_for is None or job.read_status().get("state") == "ended":
+            return 0
+        signal.signal(signal.SIGTERM, on_sigterm)
+        job.enter()
+        if asked_for["job"] in ("cutover", "cutback"):
+            return Cutover(place, job, asked_for).run()
+        if job.read_status():
+            gone = AgentError("failed", "the job's process died", "nothing is mounted any more")
+            job.end(None, gone.as_json())
+            return 0
+        job.report("starting", force=True)
+        lower_priority()
+        result, error = attempt(lambda: run_job(place, job, asked_for))
+        job.end(result, error)
+    return 0
+
+
+def run_job(place: Place, job: Job, asked_for: Json) -> Json:
+    needed = [job.state_dir] + [fs["mount"] for fs in asked_for["request"]["filesystems"]]
+    own_namespace(place, needed)
+    if asked_for["job"] == "prepare":
+        return Preparation(place, job, asked_for["request"]).run()
+    return LivePass(place, job.state_dir, asked_for["request"], job.report).run()
+
+
+VERBS: Dict[str, Callable[[Place, Json], Json]] = {
+    "facts": verb_facts,
+    "find": verb_find,
+    "install": verb_install,
+    "apply": verb_apply,
+    "start": verb_start,
+    "status": verb_status,
+    "stop": verb_stop,
+    "uninstall": verb_uninstall,
+}
+
+
+def answer(verb: str, raw: bytes) -> Json:
+    """One request, one answer."""
+
+    def do() -> Json:
+        try:
+            request = json.loads(to_text(raw))
+        except ValueError as error:
+            raise AgentError("usage", "the request is no JSON: {}".format(error))
+        if verb not in VERBS or not isinstance(request, dict):
+            raise AgentError("usage", "there is no verb '{}'".format(verb))
+        try:
+            return VERBS[verb](Place(request.get("settings")), request)
+        except KeyError as error:
+            raise AgentError("usage", "the request lacks {} ({})".format(error, where(error)))
+
+    result, error = attempt(do)
+    return {"ok": True, "result": result} if error is None else {"ok": False, "error": error}
+
+
+def main(argv: List[str]) -> int:
+    os.umask(0o077)
+    verb = argv[1] if len(argv) > 1 else ""
+    if verb == "work":
+        return work(argv[2])
+    if verb == "supervise":
+        supervise(argv[2])
+        return 0
+    if verb == "inside":
+        return inside()
+    raw = os.fsencode(argv[2]) if len(argv) > 2 else sys.stdin.buffer.read()
+    say(answer(verb, raw))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))
