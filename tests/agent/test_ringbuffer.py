@@ -1,4 +1,4 @@
-"""Pages of the trace ring buffer: what kernels wrote, what an encoder of our own writes, rubbish."""
+"""Pages of the trace ring buffer: what kernels wrote, what our own encoder writes, rubbish."""
 
 from __future__ import annotations
 

@@ -1,0 +1,409 @@
+"""What the tracker calls written, against what really changed on a disk under load."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import random
+import re
+import shutil
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from agent_rig import Disks, Volume, shell
+
+from volferry.agent.basics import AgentError, Place
+from volferry.agent.chunks import ChunkSet
+from volferry.agent.tracker import (
+    TRACKER_PREFIX,
+    Tracked,
+    Tracker,
+    tracefs_path,
+    why_no_tracking,
+)
+
+KIB, MIB = 1 << 10, 1 << 20
+CHUNK = 16 * KIB
+NAME = f"{TRACKER_PREFIX}test-{os.getpid()}"
+
+
+@pytest.fixture
+def tracefs(tmp_path: Path) -> Iterator[str]:
+    """All mounts of tracefs show the same instances, so this machine's own is left alone."""
+    path = tmp_path / "tracefs"
+    path.mkdir()
+    made = subprocess.run(
+        ["mount", "-t", "tracefs", "nodev", path], capture_output=True, text=True, check=False
+    )
+    if made.returncode or not (path / "events/block").is_dir():
+        pytest.skip(f"this kernel traces no block events: {made.stderr.strip()}")
+    try:
+        yield str(path)
+        ours = Tracker.leftovers(str(path), NAME)
+    finally:
+        Tracker.remove_stale(str(path), NAME)
+        shell("umount", path)
+    assert ours == [], "a test left its instance"
+
+
+def number(volume: Volume) -> str:
+    found = os.stat(volume.loop).st_rdev
+    return f"{os.major(found)}:{os.minor(found)}"
+
+
+@pytest.fixture
+def track(tracefs: str) -> Callable[..., Tracker]:
+    def make(*volumes: Volume, chunk: int = CHUNK, **more: int) -> Tracker:
+        devices = {number(v): Tracked(v.ref["size_bytes"], chunk) for v in volumes}
+        tracker = Tracker(Place(), tracefs, NAME, devices, **more)
+        tracker.open()
+        return tracker
+
+    return make
+
+
+def write(volume: Volume, offset: int, length: int, count: int = 1, apart: int = 0) -> None:
+    """Each write is one request, past the page cache."""
+    buffer = mmap.mmap(-1, length)
+    buffer.write(os.urandom(length))
+    fd = os.open(volume.loop, os.O_RDWR | os.O_DIRECT)
+    try:
+        for n in range(count):
+            assert os.pwrite(fd, buffer, offset + n * apart) == length
+    finally:
+        os.close(fd)
+
+
+def runs(chunks: ChunkSet) -> list[tuple[int, int]]:
+    return list(chunks.runs(1 << 30))
+
+
+def changed(before: Path, after: Path, chunk: int) -> list[int]:
+    with before.open("rb") as old, after.open("rb") as new:
+        count = -(-after.stat().st_size // chunk)
+        return [n for n in range(count) if old.read(chunk) != new.read(chunk)]
+
+
+class Load(threading.Thread):
+    """What services do to a filesystem, by a seed: until the time is up."""
+
+    def __init__(self, root: Path, seconds: float, seed: int, trimming: bool) -> None:
+        super().__init__()
+        self.root, self.random = root, random.Random(seed)
+        self.until = time.monotonic() + seconds
+        self.deeds = [self.create, self.rewrite, self.direct, self.mapped, self.remove]
+        self.deeds += [self.trim] if trimming else []
+
+    def run(self) -> None:
+        while time.monotonic() < self.until:
+            self.random.choice(self.deeds)()
+
+    def any_file(self) -> Path:
+        files = sorted(self.root.glob("file*"))
+        return self.random.choice(files) if files else self.create()
+
+    def create(self) -> Path:
+        path = self.root / f"file{self.random.randrange(60)}"
+        new = self.root / "new"
+        new.write_bytes(self.random.randbytes(self.random.randrange(1, 400 * KIB)))
+        if self.random.random() < 0.5:
+            with new.open("rb") as file:
+                os.fsync(file)
+        new.rename(path)
+        return path
+
+    def rewrite(self) -> None:
+        with self.any_file().open("r+b") as file:
+            for _ in range(20):
+                file.seek(self.random.randrange(400 * KIB))
+                file.write(self.random.randbytes(self.random.randrange(1, 9000)))
+                os.fdatasync(file.fileno())
+
+    def direct(self) -> None:
+        fd = os.open(self.root / "direct", os.O_RDWR | os.O_DIRECT | os.O_CREAT)
+        try:
+            buffer = mmap.mmap(-1, 8 * KIB)
+            buffer.write(self.random.randbytes(8 * KIB))
+            for _ in range(50):
+                os.pwrite(fd, buffer, self.random.randrange(500) * 8 * KIB)
+        finally:
+            os.close(fd)
+
+    def mapped(self) -> None:
+        with self.any_file().open("r+b") as file:
+            file.truncate(64 * KIB)
+            with mmap.mmap(file.fileno(), 64 * KIB) as memory:
+                for _ in range(8):
+                    memory[self.random.randrange(64 * KIB)] = self.random.randrange(256)
+
+    def remove(self) -> None:
+        path = self.any_file()
+        if self.random.random() < 0.3:
+            os.truncate(path, path.stat().st_size // 2)
+        else:
+            path.unlink()
+
+    def trim(self) -> None:
+        if self.random.random() < 0.1:
+            shell("fstrim", self.root)
+
+
+@pytest.mark.parametrize(("chunk", "trimming"), [(4 * KIB, False), (64 * KIB, True)])
+def test_every_chunk_that_changed_under_load_was_tracked(
+    disks: Disks, track: Callable[..., Tracker], tmp_path: Path, chunk: int, trimming: bool
+) -> None:
+    volume = disks.blank("data", 96)
+    shell("mkfs.ext4", "-q", volume.loop)
+    root = disks.mount(volume.loop, tmp_path / "mounted")
+    with closing(track(volume, chunk=chunk)) as tracker:
+        dirty = tracker.new_sets()
+        before = tmp_path / "before"
+        shutil.copyfile(volume.image, before)
+        load = Load(root, 5, chunk, trimming)
+        load.start()
+        events = 0
+        while load.is_alive():
+            events += tracker.drain(dirty).events
+            assert tracker.lost() == ""
+            time.sleep(0.05)
+        shell("umount", root)
+        events += tracker.drain(dirty).events
+        assert tracker.drain(dirty).events == 0, "nobody writes any more"
+        assert tracker.lost() == ""
+    different = changed(before, volume.image, chunk)
+    tracked = dirty[number(volume)]
+    assert [n for n in different if not tracked.has_any(n, n)] == []
+    assert len(different) > 50
+    if not trimming:  # fstrim gives back all that is free
+        assert tracked.count < tracked.size / 2, "far more than what was written is called dirty"
+    assert events > 200
+
+
+def test_exactly_the_written_chunks_are_tracked(
+    disks: Disks, track: Callable[..., Tracker]
+) -> None:
+    one, other, unseen = disks.blank("one", 8), disks.blank("other", 8), disks.blank("unseen", 8)
+    with closing(track(one, other)) as tracker:
+        dirty = tracker.new_sets()
+        write(one, 3 * CHUNK + 512, 512)
+        write(one, 5 * CHUNK - 4096, 8192)
+        write(other, 0, CHUNK)
+        write(unseen, 0, CHUNK)
+        with open(one.loop, "rb") as file:
+            file.read(64 * KIB)
+        drained = tracker.drain(dirty)
+        assert tracker.lost() == ""
+    assert runs(dirty[number(one)]) == [(3, 3)]
+    assert runs(dirty[number(other)]) == [(0, 1)]
+    assert drained.sectors == {number(one): 17, number(other): 32}
+    assert drained.events == 3
+
+
+def test_the_last_chunk_may_be_shorter(disks: Disks, track: Callable[..., Tracker]) -> None:
+    volume = disks.blank("odd", 1)
+    with closing(track(volume, chunk=384 * KIB)) as tracker:
+        dirty = tracker.new_sets()
+        write(volume, MIB - 512, 512)
+        tracker.drain(dirty)
+        assert (runs(dirty[number(volume)]), tracker.lost()) == ([(2, 1)], "")
+
+
+def test_discards_and_zeroes_are_changes(disks: Disks, track: Callable[..., Tracker]) -> None:
+    volume = disks.blank("data", 16)
+    with closing(track(volume)) as tracker:
+        dirty = tracker.new_sets()
+        shell("blkdiscard", "-o", str(2 * MIB), "-l", str(MIB), volume.loop)
+        shell("blkdiscard", "--zeroout", "-o", str(8 * MIB), "-l", str(MIB), volume.loop)
+        tracker.drain(dirty)
+        tracker.drain(dirty)
+        assert tracker.lost() == ""
+    assert runs(dirty[number(volume)]) == [(2 * 64, 64), (8 * 64, 64)]
+
+
+def test_what_fstrim_gives_back_is_tracked(
+    disks: Disks, track: Callable[..., Tracker], tmp_path: Path
+) -> None:
+    volume = disks.blank("data", 64)
+    shell("mkfs.ext4", "-q", "-E", "nodiscard", volume.loop)
+    root = disks.mount(volume.loop, tmp_path / "mounted")
+    (root / "big").write_bytes(os.urandom(20 * MIB))
+    shell("sync", "-f", root)
+    (root / "big").unlink()
+    shell("sync", "-f", root)
+    with closing(track(volume)) as tracker:
+        dirty = tracker.new_sets()
+        told = shell("fstrim", "-v", root)
+        drained = tracker.drain(dirty)
+        tracker.drain(dirty)
+        assert tracker.lost() == ""
+    trimmed = int(re.search(r"\((\d+) bytes\)", told)[1])  # type: ignore[index]
+    assert trimmed > 20 * MIB
+    assert drained.sectors[number(volume)] * 512 >= trimmed
+    assert dirty[number(volume)].count * CHUNK >= trimmed
+
+
+def test_a_buffer_that_ran_over_is_told(disks: Disks, track: Callable[..., Tracker]) -> None:
+    volume = disks.blank("data", 64)
+    with closing(track(volume, buffer_kib=8)) as tracker:
+        dirty = tracker.new_sets()
+        write(volume, 0, 4096, count=3000, apart=4 * KIB)
+        events = tracker.drain(dirty).events
+        assert "dropped events" in tracker.lost()
+        assert "sectors more than were traced" in tracker.lost()
+        assert 0 < events < 3000
+        write(volume, 0, 4096)
+        tracker.drain(dirty)
+        assert "dropped events" in tracker.lost(), "it stays said"
+
+
+def test_one_request_that_the_kernel_lost_silently_is_told(
+    disks: Disks, track: Callable[..., Tracker]
+) -> None:
+    volume = disks.blank("data", 8)
+    with closing(track(volume, drop_every=15)) as tracker:
+        dirty = tracker.new_sets()
+        write(volume, 0, 4096, count=14, apart=CHUNK)
+        for _ in range(2):
+            tracker.drain(dirty)
+        assert tracker.lost() == ""
+        write(volume, 100 * CHUNK, 4096, count=10, apart=CHUNK)
+        for _ in range(2):
+            tracker.drain(dirty)
+        assert tracker.lost() == f"{number(volume)} counted 8 sectors more than were traced"
+        assert dirty[number(volume)].count == 23
+
+
+def test_without_the_counters_a_dropped_event_goes_unnoticed(
+    disks: Disks, track: Callable[..., Tracker]
+) -> None:
+    """What the live verification has to catch."""
+    volume = disks.blank("data", 8)
+    with closing(track(volume, drop_every=2, counters=False)) as tracker:
+        dirty = tracker.new_sets()
+        write(volume, 0, 4096, count=10, apart=CHUNK)
+        tracker.drain(dirty)
+        assert tracker.lost() == ""
+    assert runs(dirty[number(volume)]) == [(0, 1), (2, 1), (4, 1), (6, 1), (8, 1)]
+
+
+@pytest.mark.parametrize(
+    ("file", "value", "says"),
+    [
+        ("tracing_on", "0", "tracing_on is '0', not '1'"),
+        ("events/block/block_rq_complete/enable", "0", "enable is '0'"),
+        ("events/block/block_rq_complete/filter", "0", "filter is 'none'"),
+        ("options/overwrite", "1", "overwrite is '1'"),
+    ],
+)
+def test_an_instance_that_somebody_changed_is_told(
+    disks: Disks, track: Callable[..., Tracker], file: str, value: str, says: str
+) -> None:
+    with closing(track(disks.blank("data", 8))) as tracker:
+        assert tracker.lost() == ""
+        Path(tracker.path, file).write_text(value)
+        assert says in tracker.lost()
+
+
+def test_a_disk_that_grew_is_told(disks: Disks, track: Callable[..., Tracker]) -> None:
+    volume = disks.blank("data", 8)
+    with closing(track(volume)) as tracker:
+        dirty = tracker.new_sets()
+        os.truncate(volume.image, 16 * MIB)
+        shell("losetup", "--set-capacity", volume.loop)
+        assert f"{number(volume)} has 32768 sectors, not 16384" in tracker.lost()
+        write(volume, 8 * MIB - 4096, 8192)
+        tracker.drain(dirty)
+        assert "outside the 16384 sectors" in tracker.lost()
+    assert runs(dirty[number(volume)]) == [(511, 1)]
+
+
+def test_the_instance_of_a_dead_agent_is_removed_and_that_of_a_living_one_is_not(
+    disks: Disks, track: Callable[..., Tracker], tracefs: str
+) -> None:
+    volume = disks.blank("data", 8)
+    dead = Path(tracefs, "instances", NAME + "-dead")
+    dead.mkdir()
+    with closing(track(volume)) as tracker:
+        assert Tracker.leftovers(tracefs, NAME) == [NAME, dead.name]
+        assert Tracker.remove_stale(tracefs, NAME) == [dead.name]
+        assert Tracker.leftovers(tracefs, NAME) == [NAME]
+        with pytest.raises(AgentError) as raised:
+            track(volume)
+        assert raised.value.kind == "busy"
+        dirty = tracker.new_sets()
+        write(volume, 0, 4096)
+        assert tracker.drain(dirty).events == 1
+    Path(tracefs, "instances", NAME).mkdir()
+    with closing(track(volume)):
+        pass
+    assert Tracker.leftovers(tracefs, NAME) == []
+
+
+def test_a_filter_that_the_kernel_refuses_is_told_and_leaves_nothing(
+    disks: Disks, track: Callable[..., Tracker], tracefs: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Tracker, "filter", property(lambda self: 'rwbs !~ "R*"'))
+    with pytest.raises(AgentError, match="refuses the filter") as raised:
+        track(disks.blank("data", 8))
+    assert "Invalid" in raised.value.data
+    assert Tracker.leftovers(tracefs, NAME) == []
+
+
+# ---- declining -----------------------------------------------------------------------------------
+
+
+def test_a_disk_at_the_bottom_can_be_tracked(disks: Disks, tracefs: str) -> None:
+    assert why_no_tracking(Place(), [disks.blank("data", 8).loop]) == ""
+
+
+def test_what_cannot_be_tracked_is_declined_with_the_reason(
+    disks: Disks, tracefs: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    volume = disks.blank("data", 16)
+    subprocess.run(["sfdisk", "-q", volume.loop], input=b"label: gpt\n,\n", check=True)
+    volume.reread()
+    place = Place()
+    assert "is a partition" in why_no_tracking(place, [volume.device(1)])
+    assert "No such file" in why_no_tracking(place, ["/dev/not-there"])
+    assert "no block device" in why_no_tracking(place, ["/dev/null"])
+    locked = tmp_path / "locked/kernel/security"
+    locked.mkdir(parents=True)
+    (locked / "lockdown").write_text("none integrity [confidentiality]\n")
+    why = why_no_tracking(Place({"sys": str(tmp_path / "locked")}), [volume.loop])
+    assert "locked down" in why
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    assert why_no_tracking(place, [volume.loop]) == "only root can trace"
+
+
+def test_disks_without_requests_of_their_own_are_declined(tmp_path: Path) -> None:
+    def sysfs(name: str, *folders: str, scheduler: str = "none") -> Place:
+        number = os.stat("/dev/null").st_rdev
+        disk = tmp_path / name / f"dev/block/{os.major(number)}:{os.minor(number)}"
+        for folder in ("queue", *folders):
+            (disk / folder).mkdir(parents=True)
+        (disk / "queue/scheduler").write_text(scheduler + "\n")
+        return Place({"sys": str(tmp_path / name)})
+
+    for name, folders, says in (
+        ("dm", ["slaves/vdb", "slaves/vdc"], "made of other disks (vdb, vdc)"),
+        ("multipath", ["slaves/sda", "mq"], "made of other disks (sda)"),
+        ("zram", ["slaves"], "completes no requests"),
+    ):
+        assert says in why_no_tracking(sysfs(name, *folders), ["/dev/null"])
+
+
+def test_tracefs_is_mounted_where_it_is_not(tracefs: str, tmp_path: Path) -> None:
+    assert tracefs_path(Place()) != ""
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/mountinfo").write_text("")
+    (tmp_path / "sys/kernel/tracing").mkdir(parents=True)
+    found = tracefs_path(Place({"proc": str(tmp_path / "proc"), "sys": str(tmp_path / "sys")}))
+    try:
+        assert Path(found, "instances").is_dir()
+    finally:
+        shell("umount", found)
