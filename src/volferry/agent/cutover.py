@@ -16,7 +16,6 @@ from volferry.agent.basics import (
     Place,
     Shutdown,
     Stopped,
-    clock_offset,
     must,
     one_line,
     read_json,
@@ -27,19 +26,18 @@ from volferry.agent.basics import (
 from volferry.agent.disks import (
     Device,
     Disk,
-    blkid,
+    devices_above,
+    look_for,
     resolve,
     resolve_device,
     set_disk_read_only,
     wait_until_free,
 )
 from volferry.agent.holders import find_holders, name_holders, read_link
-from volferry.agent.inside import Inside
 from volferry.agent.install import content_if_plain, current_content, publish, put_file
 from volferry.agent.jobs import Job, Supervisor, where
 from volferry.agent.mounts import device_number, mount_table, mounts_of, unmount, visible_mount
-from volferry.agent.passes import full_reason
-from volferry.agent.prepare import same_type
+from volferry.agent.movers import MOVER_OF
 from volferry.agent.services import (
     is_up,
     show,
@@ -69,6 +67,19 @@ class MountPlan(NamedTuple):
     """Which of the request's filesystems."""
 
 
+def pairs_of(filesystems: List[Json]) -> List[Json]:
+    """The disks that the filesystems lie on, each pair once."""
+    found: Dict[str, Json] = {}
+    for filesystem in filesystems:
+        pair = {side: dict(filesystem[side], partition=None) for side in SIDES}
+        found.setdefault(str(pair["source"].get("volume_id") or pair["source"].get("path")), pair)
+    return list(found.values())
+
+
+def other_side(side: str) -> str:
+    return SIDES[1 - SIDES.index(side)]
+
+
 class Cutover:
     """From the first service stopped to the last one started, and back again when anything fails.
 
@@ -85,9 +96,10 @@ class Cutover:
         self.back_only = asked_for["job"] == "cutback"
         self.request: Json = asked_for["request"]
         self.filesystems: List[Json] = self.request["filesystems"]
+        self.pairs: List[Json] = self.request.get("pairs") or pairs_of(self.filesystems)
         self.side_files: List[Json] = self.request.get("sides", {}).get("files", [])
         self.supervisor = Supervisor(place, os.path.basename(job.state_dir))
-        self.inside = Inside(place, job.state_dir)
+        self.mover = MOVER_OF[self.request.get("method") or "rsync"](self)
         self.deadline = time.monotonic() + 3600
         self.notes: List[str] = []
         self.current_part = ""
@@ -115,6 +127,8 @@ class Cutover:
             "going_back": "",
             "final_pass_begun": False,
             "final_pass": None,
+            "withheld": None,
+            "shown": False,
             "outcome": None,
         }
 
@@ -252,15 +266,6 @@ class Cutover:
             raise AgentError("refused", "units were named but pid 1 is not systemd")
         self.check_devices()
         self.note(mounts=[plan._asdict() for plan in self.plan_mounts("source")])
-        if self.request.get("watermark") is not None:
-            why = full_reason(self.request, self.place.boot_id, clock_offset())
-            if why:
-                raise AgentError(
-                    "refused",
-                    "the watermark is void: {}".format(why),
-                    "nothing was stopped",
-                    "run another pass: it compares everything and makes a new one",
-                )
         for file in self.side_files:
             if current_content(file["path"]) != side_content(file, "source"):
                 raise AgentError(
@@ -272,7 +277,7 @@ class Cutover:
         self.nobody_is_bound()
         if self.place.has_systemd:
             self.supervisor.enable()
-        self.inside.prepare()
+        self.mover.check()
 
     def same_namespace(self) -> None:
         mine = read_link(self.place.proc + "/self/ns/mnt")
@@ -281,26 +286,15 @@ class Cutover:
             raise AgentError("refused", "the agent is not in the guest's own mount namespace")
 
     def check_devices(self) -> None:
-        for filesystem in self.filesystems:
-            source = resolve_device(self.place, filesystem["source"])
-            target = resolve_device(self.place, filesystem["target"])
+        for pair in self.pairs:
+            source, target = (
+                resolve(self.place, pair["source"]),
+                resolve(self.place, pair["target"]),
+            )
             if source.dev == target.dev:
                 raise AgentError("doubt", "source and target are both {}".format(source.path))
-            if target.disk.read_only:
+            if target.read_only:
                 raise AgentError("refused", "the target {} is read-only".format(target.path))
-            if not wait_until_free(target.path, 3):
-                raise AgentError("doubt", "the target {} is in use by somebody".format(target.path))
-            found = blkid(target.path)
-            wanted = filesystem["uuid"] if filesystem["keep_uuid"] else None
-            if not same_type(found.get("TYPE", ""), filesystem["fstype"]) or (
-                wanted and found.get("UUID") != wanted
-            ):
-                raise AgentError(
-                    "doubt",
-                    "the target {} holds {} {}".format(
-                        target.path, found.get("TYPE"), found.get("UUID")
-                    ),
-                )
 
     def plan_mounts(self, side: str) -> List[MountPlan]:
         """The mounts as they are now, in mount order; they must be those that were planned for."""
@@ -409,11 +403,26 @@ class Cutover:
         return resolve_device(self.place, self.filesystems[number][side])
 
     def disks(self, side: str) -> List[Disk]:
-        found = {}
-        for filesystem in self.filesystems:
-            disk = resolve(self.place, filesystem[side])
-            found[disk.dev] = disk
-        return list(found.values())
+        """Those that are there: a source may have been detached."""
+        found = [look_for(self.place, pair[side]) for pair in self.pairs]
+        return [disk for disk in found if disk is not None]
+
+    def paths(self, side: str) -> List[str]:
+        """Each disk of that side and, before it, its partitions."""
+        found: List[str] = []
+        for disk in self.disks(side):
+            found += [partition.path for partition in disk.partitions] + [disk.path]
+        return found
+
+    def numbers(self, side: str) -> Set[str]:
+        """``major:minor`` of all that stands on the disks of that side."""
+        found: Set[str] = set()
+        for disk in self.disks(side):
+            found |= devices_above(self.place, disk)
+        return found
+
+    def source_is_gone(self) -> bool:
+        return not self.disks("source")
 
     @property
     def mounts(self) -> List[MountPlan]:
@@ -430,15 +439,14 @@ class Cutover:
                 set_disk_read_only(disk, True)
 
     def let_go(self, side: str, time_for: Callable[[float], float]) -> None:
-        devices = [self.device(number, side) for number in range(len(self.filesystems))]
-        numbers = {device.dev for device in devices}
+        numbers = self.numbers(side)
         mounted = [entry for entry in mount_table(self.place) if device_number(entry) in numbers]
         try:
             for entry in reversed(mounted):
                 unmount(entry.target, time_for(60.0))
-            for device in devices:
-                if not wait_until_free(device.path, 2.0):
-                    raise AgentError("busy", "{} is still held by somebody".format(device.path))
+            for path in self.paths(side):
+                if not wait_until_free(path, 2.0):
+                    raise AgentError("busy", "{} is still held by somebody".format(path))
         except AgentError as error:
             if error.kind != "busy":
                 raise
@@ -453,37 +461,11 @@ class Cutover:
 
     def final_pass(self) -> None:
         self.note("copying", final_pass_begun=True)
-        began = [time.monotonic()]
-
-        def heard(said: Json) -> None:
-            if said["phase"] == "comparing" and self.record["phase"] == "copying":
-                self.add_part("copy", time.monotonic() - began[0])
-                began[0] = time.monotonic()
-                self.note("comparing")
-            self.job.report(self.record["phase"], **said["progress"])
-
-        request = {
-            key: self.request.get(key)
-            for key in (
-                "method",
-                "filesystems",
-                "exclude",
-                "watermark",
-                "clock_offset",
-                "boot_id",
-                "slack_s",
-            )
-        }
-        request["deadline_s"] = self.left(self.deadline_s)
-        request["number"] = self.request.get("number")
-        result = self.inside.run(request, self.deadline, heard)
-        self.add_part("compare", time.monotonic() - began[0])
-        self.notes.extend(result.pop("notes"))
+        result = self.mover.copy()
         self.note("releasing", final_pass=result)
         with self.part("release"):
-            for number in range(len(self.filesystems)):
-                for side in SIDES:
-                    path = self.device(number, side).path
+            for side in SIDES[:1] if self.mover.holds_target else SIDES:
+                for path in self.paths(side):
                     if not wait_until_free(path, self.left(10.0)):
                         raise AgentError(
                             "busy", "{} is still held after the final pass".format(path)
@@ -506,6 +488,7 @@ class Cutover:
         self.left(1)
         self.note("committing")
         with self.part("commit"):
+            self.mover.show()
             for file in self.side_files:
                 self.put_side(file, "target")
             self.note("committed")
@@ -541,7 +524,7 @@ class Cutover:
         for plan in self.mounts:
             device = self.device(plan.filesystem, side)
             entry = visible_mount(self.place, plan.target)
-            if entry is not None and device_number(entry) in self.other_devices(side):
+            if entry is not None and device_number(entry) in self.numbers(other_side(side)):
                 unmount(entry.target, time_for(60.0))
                 entry = visible_mount(self.place, plan.target)
             if entry is None or device_number(entry) != device.dev:
@@ -553,10 +536,6 @@ class Cutover:
         made = visible_mount(self.place, plan.target)
         if made is not None and made.propagation != plan.propagation:
             must(["mount", "--make-" + plan.propagation.split(",")[-1], plan.target])
-
-    def other_devices(self, side: str) -> Set[str]:
-        other = SIDES[1 - SIDES.index(side)]
-        return {self.device(number, other).dev for number in range(len(self.filesystems))}
 
     def mount_one(
         self, plan: MountPlan, device: Device, time_for: Callable[[float], float]
@@ -694,8 +673,8 @@ class Cutover:
         Log.say("going back: " + reason)
         self.note(going_back=reason, outcome=None)
         problems: List[str] = []
-        self.inside.end()
-        if self.record["final_pass_begun"]:
+        self.mover.end()
+        if self.record["final_pass_begun"] and not self.mover.holds_target:
             self.tried(problems, self.wait_for_namespaces)
         if self.is_partly_committed():
             self.tried(problems, self.stop_again)
@@ -703,7 +682,10 @@ class Cutover:
                 return self.stay_forward(reason, problems)
             for file in reversed(self.side_files):
                 self.tried(problems, functools.partial(self.put_side, file, "source"))
+            self.tried(problems, self.mover.hide)
             self.tried(problems, lambda: self.publish(30.0))
+        else:
+            self.tried(problems, self.mover.hide)
         for disk in self.disks_found(problems, "source"):
             self.tried(problems, functools.partial(set_disk_read_only, disk, False))
         self.tried(problems, lambda: self.mount_side("source", lambda most: GO_BACK_S))
@@ -738,12 +720,14 @@ class Cutover:
                     raise AgentError("busy", "{} is held by somebody".format(device.path))
 
     def is_partly_committed(self) -> bool:
-        """Some side file does not have the source's content, or something of the target is
-        mounted."""
+        """Some side file does not have the source's content, the target can be recognised, or
+        something of it is mounted."""
         for file in self.side_files:
             if content_if_plain(file["path"]) != side_content(file, "source"):
                 return True
-        target = {self.device(number, "target").dev for number in range(len(self.filesystems))}
+        if self.record.get("shown"):
+            return True
+        target = self.numbers("target")
         return any(device_number(entry) in target for entry in mount_table(self.place))
 
     def stop_again(self) -> None:
@@ -807,12 +791,16 @@ class Cutover:
             "downtime_s": round(downtime_s, 3),
             "parts": self.record["parts"],
             "clock": clock,
-            "final_pass": None if final is None else {key: final[key] for key in PASS_FIELDS},
+            "final_pass": None
+            if final is None
+            else {key: final[key] for key in PASS_FIELDS if key in final},
             "settled": settled,
             "problems": self.record.get("problems", []),
         }
 
     def conclude(self, result: str, reason: str, settled: bool = False) -> int:
+        if result == "committed" and settled:
+            self.mover.leave()
         outcome = self.outcome(result, reason, settled)
         notes = self.record.get("notes", []) + self.notes
         self.note("done", outcome=outcome, notes=notes)
@@ -864,7 +852,7 @@ def options_to_mount(plan: MountPlan) -> str:
 PASS_FIELDS = (
     "number", "final", "started_at", "copy_s", "compare_s", "files_total", "files_copied",
     "files_deleted", "bytes_copied", "files_compared", "bytes_compared", "changed_meanwhile",
-    "healed", "watermark", "clock_offset", "boot_id",
+    "healed", "watermark", "clock_offset", "boot_id", "chunks_copied", "chunks_compared",
 )  # fmt: skip
 
 

@@ -7,7 +7,7 @@ import os
 import re
 import struct
 import time
-from typing import Dict, List, NamedTuple, Optional, Tuple
+from typing import Dict, List, NamedTuple, Optional, Set, Tuple
 
 from volferry.agent.basics import (
     AgentError,
@@ -147,15 +147,18 @@ def resolve(place: Place, ref: Json) -> Disk:
 
 
 class Device(NamedTuple):
-    """A block device with a filesystem on it: a whole disk or one partition of it."""
+    """A block device with a filesystem on it: a whole disk, one partition of it, or what stands on
+    disks of ours."""
 
     path: str
     dev: str
     size_bytes: int
-    disk: Disk
+    disk: Optional[Disk]
 
 
 def resolve_device(place: Place, ref: Json) -> Device:
+    if ref.get("mapped"):
+        return mapped_device(ref["mapped"])
     disk = resolve(place, ref)
     number = ref.get("partition")
     if number is None:
@@ -169,6 +172,40 @@ def resolve_device(place: Place, ref: Json) -> Device:
             disk.path, number, [partition.number for partition in disk.partitions] or "none"
         ),
     )
+
+
+def devices_above(place: Place, disk: Disk) -> Set[str]:
+    """``major:minor`` of the disk, its partitions and everything that stands on them (dm, md)."""
+    found: Set[str] = set()
+    names = [disk.kname] + [os.path.basename(partition.path) for partition in disk.partitions]
+    while names:
+        folder = "{}/class/block/{}".format(place.sys, names.pop())
+        dev = read_line(folder + "/dev")
+        if not dev or dev in found:
+            continue
+        found.add(dev)
+        with contextlib.suppress(OSError):
+            names += os.listdir(folder + "/holders")
+    return found
+
+
+def mapped_device(path: str) -> Device:
+    """A device that stands on disks of ours (an LV, an open LUKS, an md), by its path."""
+    try:
+        number = os.stat(to_bytes(path)).st_rdev
+        size = size_of_device(path)
+    except OSError as error:
+        raise AgentError("failed", "{} is not there: {}".format(path, error.strerror))
+    dev = "{}:{}".format(os.major(number), os.minor(number))
+    return Device(path, dev, size, None)
+
+
+def size_of_device(path: str) -> int:
+    fd = os.open(to_bytes(path), os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.lseek(fd, 0, os.SEEK_END)
+    finally:
+        os.close(fd)
 
 
 def verb_find(place: Place, request: Json) -> Json:

@@ -26,7 +26,7 @@ from volferry.agent.basics import (
     write_json,
 )
 from volferry.agent.disks import Disk, look_for
-from volferry.agent.jobs import Job, Supervisor
+from volferry.agent.jobs import LANES, Job, Supervisor, lane_dir
 from volferry.agent.mounts import make_directory, mount_table
 
 
@@ -231,12 +231,14 @@ def verb_uninstall(place: Place, request: Json) -> Json:
     state_dir = place.state_dir(transfer)
     removed: List[str] = []
     left: List[str] = []
-    if os.path.isdir(state_dir) and Job(place, state_dir).is_alive():
-        raise AgentError("busy", "a job of transfer '{}' is still running".format(transfer))
-    unit = Supervisor(place, transfer).unit_path
-    if os.path.lexists(unit):
-        Supervisor(place, transfer).remove_unit()
-        removed.append(unit)
+    for lane in LANES:
+        folder = lane_dir(place, transfer, lane)
+        if os.path.isdir(folder) and Job(place, folder).is_alive():
+            raise AgentError("busy", "a job of transfer '{}' is still running".format(transfer))
+        supervisor = Supervisor(place, transfer, lane)
+        if os.path.lexists(supervisor.unit_path):
+            supervisor.remove_unit()
+            removed.append(supervisor.unit_path)
     for path in request.get("files", []):
         try:
             if current_content(path) is not None:

@@ -36,11 +36,28 @@ from volferry.agent.basics import (
 )
 from volferry.agent.mounts import device_number, mount_table
 
-JOBS = ("prepare", "pass", "cutover", "cutback")
+JOBS = ("prepare", "pass", "cutover", "cutback", "mirror")
+
+
+LANES = ("", "mirror")
+"""A transfer does one job at a time, and beside it the mirror, which lives from before the snapshot
+until the end. Each lane has a folder of its own, and a unit of its own."""
+
+
+def lane_of(request: Json) -> str:
+    lane = "mirror" if request.get("job") == "mirror" else request.get("lane") or ""
+    if lane not in LANES:
+        raise AgentError("usage", "there is no lane '{}'".format(lane))
+    return lane
+
+
+def lane_dir(place: Place, transfer: str, lane: str) -> str:
+    folder = place.state_dir(transfer)
+    return os.path.join(folder, lane) if lane else folder
 
 
 class Job:
-    """The files of the one job a transfer has at a time.
+    """The files of the job in one lane of a transfer.
 
     ``job.json`` what was asked; ``status.json`` how it goes; ``worker.json`` which process does it.
     """
@@ -112,7 +129,7 @@ class Job:
             return "none"
         if self.read_status().get("state") == "ended":
             return "ended"
-        supervisor = Supervisor(self.place, os.path.basename(self.state_dir))
+        supervisor = Supervisor.of(self.place, self.state_dir)
         return "running" if self.is_alive() or supervisor.unit_is_alive() else "died"
 
 
@@ -177,12 +194,21 @@ class Supervisor:
     that restarts in the middle runs the same worker, which reads the same record.
     """
 
-    def __init__(self, place: Place, transfer: str) -> None:
+    def __init__(self, place: Place, transfer: str, lane: str = "") -> None:
         self.place, self.transfer = place, transfer
-        self.unit = "volferry-{}.service".format(transfer)
+        name = "{}-{}".format(transfer, lane) if lane else transfer
+        self.unit = "volferry-{}.service".format(name)
         folder = place.etc + "/systemd/system"
         self.unit_path = "{}/{}".format(folder, self.unit)
         self.wants_path = "{}/multi-user.target.wants/{}".format(folder, self.unit)
+
+    @classmethod
+    def of(cls, place: Place, state_dir: str) -> "Supervisor":
+        """The one whose worker works in that folder."""
+        above, name = os.path.split(state_dir)
+        if name in LANES:
+            return cls(place, os.path.basename(above), name)
+        return cls(place, name)
 
     def start(self, agent: str, state_dir: str, survive_reboot: bool) -> str:
         if self.place.has_systemd:
@@ -288,13 +314,19 @@ def verb_start(place: Place, request: Json) -> Json:
     """Hand a job to the supervisor and return at once. The same job id again is the same as once; a
     job that died (worker and supervisor gone) is taken up again where its record says."""
     transfer = safe_name(request["transfer"], "transfer id")
-    state_dir = place.state_dir(transfer)
-    if not os.path.isdir(state_dir):
+    installed = place.state_dir(transfer)
+    if not os.path.isdir(installed):
         raise AgentError("refused", "transfer '{}' is not installed in this guest".format(transfer))
+    lane = lane_of(request)
+    state_dir = lane_dir(place, transfer, lane)
+    if lane:
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(state_dir, 0o700)
+        write_json(os.path.join(state_dir, "settings.json"), place.settings)
     name, job_id = request["job"], safe_name(request["job_id"], "job id")
     if name not in JOBS:
         raise AgentError("usage", "there is no job '{}'".format(name))
-    supervisor = Supervisor(place, transfer)
+    supervisor = Supervisor(place, transfer, lane)
     with locked(os.path.join(state_dir, "start.lock"), 20) as got:
         if not got:
             raise AgentError("busy", "another start of transfer '{}' is under way".format(transfer))
@@ -322,7 +354,7 @@ def verb_start(place: Place, request: Json) -> Json:
             write_json(job.path("job.json"), asked_for)
         forget(job.path("worker.json"))
         kind = supervisor.start(
-            installed_agent(state_dir), state_dir, name in ("cutover", "cutback")
+            installed_agent(installed), state_dir, name in ("cutover", "cutback", "mirror")
         )
         deadline = time.monotonic() + 20
         while not os.path.exists(job.path("worker.json")) and time.monotonic() < deadline:
@@ -358,7 +390,7 @@ def installed_agent(state_dir: str) -> str:
 
 
 def verb_status(place: Place, request: Json) -> Json:
-    state_dir = place.state_dir(request["transfer"])
+    state_dir = lane_dir(place, request["transfer"], lane_of(request))
     job = Job(place, state_dir)
     asked_for, state, status = job.read() or {}, job.state(), job.read_status()
     if job.read_status().get("state") == "ended":  # it may have ended between the two looks
@@ -379,7 +411,8 @@ def verb_stop(place: Place, request: Json) -> Json:
     """End the job: asked to at first, killed after ``grace_s``. Not once a cutover stopped
     something: it takes itself back when it has to, and better than anybody from outside."""
     transfer = safe_name(request["transfer"], "transfer id")
-    state_dir = place.state_dir(transfer)
+    lane = lane_of(request)
+    state_dir = lane_dir(place, transfer, lane)
     job = Job(place, state_dir)
     if job.state() != "running":
         return {"stopped": False, "state": job.state()}
@@ -395,7 +428,9 @@ def verb_stop(place: Place, request: Json) -> Json:
             "services are down or coming up on exactly one side",
         )
     worker = read_json(job.path("worker.json")) or {}
-    supervisor = Supervisor(place, transfer)
+    supervisor = Supervisor(place, transfer, lane)
+    if lane:
+        supervisor.disable()
     if supervisor.unit_is_alive():
         must(["systemctl", "stop", "--no-block", supervisor.unit])
     elif worker and job.lives("worker.json"):
@@ -449,10 +484,17 @@ def where(error: BaseException) -> str:
     return " ".join(places[-4:])
 
 
+def raise_priority() -> None:
+    """Undo ``lower_priority``: services are down and wait for us."""
+    os.setpriority(os.PRIO_PROCESS, 0, 0)
+    if find_program("ionice"):
+        run(["ionice", "-c", "2", "-n", "0", "-p", str(os.getpid())])
+
+
 def lower_priority() -> None:
     """A pass gives way to the service. The idle class needs a scheduler that knows it; where ionice
     is missing the pass runs as everybody."""
-    os.nice(10)
+    os.setpriority(os.PRIO_PROCESS, 0, 10)
     if find_program("ionice"):
         run(["ionice", "-c", "3", "-p", str(os.getpid())])
 

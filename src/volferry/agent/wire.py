@@ -14,7 +14,9 @@ from volferry.agent.inside import inside
 from volferry.agent.install import verb_apply, verb_install, verb_uninstall
 from volferry.agent.jobs import (
     Job,
+    Supervisor,
     attempt,
+    lane_dir,
     locked,
     lower_priority,
     on_sigterm,
@@ -26,6 +28,8 @@ from volferry.agent.jobs import (
     verb_stop,
     where,
 )
+from volferry.agent.listen import ask_listener
+from volferry.agent.mirror import Mirror
 from volferry.agent.passes import LivePass
 from volferry.agent.prepare import Preparation
 
@@ -47,6 +51,8 @@ def work(state_dir: str) -> int:
         job.enter()
         if asked_for["job"] in ("cutover", "cutback"):
             return Cutover(place, job, asked_for).run()
+        if asked_for["job"] == "mirror":
+            return mirror(place, job, asked_for["request"])
         if job.read_status():
             gone = AgentError("failed", "the job's process died", "nothing is mounted any more")
             job.end(None, gone.as_json())
@@ -56,6 +62,26 @@ def work(state_dir: str) -> int:
         result, error = attempt(lambda: run_job(place, job, asked_for))
         job.end(result, error)
     return 0
+
+
+def mirror(place: Place, job: Job, request: Json) -> int:
+    """One that was killed, or whose guest restarted, begins anew: it cannot know what was written
+    meanwhile, so it compares everything. Its orders came over the socket, and are kept."""
+    if job.read_status():
+        request = dict(request, suspect="the agent or the guest was restarted")
+    job.report("starting", force=True)
+    lower_priority()
+    result, error = attempt(Mirror(place, job, request).run)
+    job.end(result, error)
+    Supervisor.of(place, job.state_dir).disable()
+    return 0
+
+
+def verb_tell(place: Place, request: Json) -> Json:
+    """Say something to the mirror over its socket; its answer."""
+    folder = lane_dir(place, request["transfer"], "mirror")
+    result: Json = ask_listener(folder, request["message"], float(request.get("timeout_s") or 60.0))
+    return result
 
 
 def run_job(place: Place, job: Job, asked_for: Json) -> Json:
@@ -74,6 +100,7 @@ VERBS: Dict[str, Callable[[Place, Json], Json]] = {
     "start": verb_start,
     "status": verb_status,
     "stop": verb_stop,
+    "tell": verb_tell,
     "uninstall": verb_uninstall,
 }
 

@@ -1,0 +1,419 @@
+"""Copying and comparing blocks: one source disk, one target disk, O_DIRECT on both.
+
+What makes the target recognisable is withheld until the commit: a head and a tail of the disk, with
+the partition table, superblocks, LVM labels, LUKS headers, md and ZFS labels, are kept zero there
+and out of every pass. Writing them (``unmask``) is the commit on the target's side.
+"""
+
+import contextlib
+import errno
+import fcntl
+import io
+import mmap
+import os
+import stat
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Callable, Iterator, List, NamedTuple, Optional, Tuple
+
+from volferry.agent.basics import MIB, AgentError, to_bytes
+from volferry.agent.chunks import ChunkSet
+from volferry.agent.disks import Disk
+
+BLKRRPART = 0x125F  # linux/fs.h
+LEAST_CHUNK = 16 * 1024
+"""Right for databases: a page of theirs is 8 or 16 KiB."""
+MOST_CHUNKS = 1 << 27
+"""A set of that many is 16 MiB: 2 TiB in chunks of 16 KiB. A larger disk has larger chunks."""
+TRANSFER = MIB
+"""Bytes of one read or write."""
+
+HEAD = TAIL = MIB
+HEAD_LUKS = 8 * MIB
+"""LUKS2 keeps a second header behind its first, 4 MiB into the disk at most (LUKS2 specification,
+2.1); everything else that identifies a disk lies in the first and last MiB: GPT in 34 sectors at
+either end, LVM in the first 4, md 0.90 in the last 128 KiB, btrfs at 64 KiB, ZFS in 512 KiB."""
+
+
+def chunk_bytes_for(size_bytes: int) -> int:
+    chunk = LEAST_CHUNK
+    while (size_bytes + chunk - 1) // chunk > MOST_CHUNKS:
+        chunk *= 2
+    return chunk
+
+
+class DiskFile:
+    """A disk opened past the page cache. Reads and writes are whole or an AgentError."""
+
+    def __init__(self, path: str, size_bytes: int, write: bool = False) -> None:
+        self.path, self.size_bytes = path, size_bytes
+        flags = os.O_DIRECT | os.O_CLOEXEC | (os.O_RDWR if write else os.O_RDONLY)
+        if write and stat.S_ISBLK(os.stat(to_bytes(path)).st_mode):
+            # Held by us: nobody can mount it, or put a device on top of it, while we write to it.
+            flags |= os.O_EXCL
+        try:
+            fd = os.open(to_bytes(path), flags)
+        except OSError as error:
+            if error.errno == errno.EBUSY:
+                raise AgentError("doubt", "the target {} is in use by somebody".format(path))
+            raise
+        self.file = io.FileIO(fd, "r+" if write else "r")
+
+    def read(self, offset: int, into: memoryview) -> None:
+        self.whole("read", self.file.readinto, offset, into)
+
+    def write(self, offset: int, content: memoryview) -> None:
+        self.whole("write", self.file.write, offset, content)
+
+    def whole(
+        self, verb: str, work: Callable[[memoryview], Any], offset: int, view: memoryview
+    ) -> None:
+        try:
+            self.file.seek(offset)
+            done = 0
+            while done < len(view):
+                step = work(view[done:])
+                if not step:
+                    raise OSError(errno.EIO, "the disk ended")
+                done += step
+        except OSError as error:
+            raise AgentError(
+                "failed",
+                "cannot {} {} bytes at offset {} of {}: {}".format(
+                    verb, len(view), offset, self.path, error.strerror
+                ),
+                "nothing of the source was changed and it stays the live side",
+                "look at the guest's kernel log for that disk",
+            )
+
+    def flush(self) -> None:
+        """On the disk, not only in its cache."""
+        try:
+            os.fsync(self.file.fileno())
+        except OSError as error:
+            raise AgentError(
+                "failed",
+                "{} could not flush what was written to it: {}".format(self.path, error.strerror),
+                "nothing of the source was changed and it stays the live side",
+            )
+
+    def reread_partitions(self) -> None:
+        """Let the kernel read the partition table again. A disk without is no fault."""
+        deadline = time.monotonic() + 10.0
+        while True:
+            try:
+                fcntl.ioctl(self.file.fileno(), BLKRRPART)
+                return
+            except OSError as error:
+                if error.errno in (errno.EINVAL, errno.ENOTTY):
+                    return
+                if error.errno != errno.EBUSY or time.monotonic() > deadline:
+                    raise AgentError(
+                        "failed",
+                        "the kernel does not read the partitions of {} again: {}".format(
+                            self.path, error.strerror
+                        ),
+                    )
+            time.sleep(0.02)  # a probing program has a partition open
+
+    def close(self) -> None:
+        self.file.close()
+
+
+class Throttle:
+    """Holds work down to a rate, and lets the guest's own writes go first."""
+
+    def __init__(self) -> None:
+        self.bytes_s: Optional[int] = None
+        self.share: Callable[[], float] = lambda: 1.0
+        """Part of the time that work may take now, above 0."""
+        self.owed_s = 0.0
+        self.spent_s = 0.0
+        """What the transfers took, without the pauses."""
+
+    def pay(self, size: int, took_s: float) -> None:
+        """Sleep for what ``size`` bytes in ``took_s`` seconds were too fast."""
+        self.spent_s += took_s
+        share = self.share()
+        pause = took_s * (1.0 / share - 1.0)
+        # Never below 4 MiB/s because of the guest's writes: a disk that is always busy would never
+        # be done (DRBD's c-min-rate is 250 KiB/s to 4 MiB/s for the same reason).
+        pause = min(pause, max(0.0, size / float(LEAST_BYTES_S) - took_s))
+        if self.bytes_s:
+            pause = max(pause, size / float(self.bytes_s) - took_s)
+        self.owed_s += pause
+        if self.owed_s > 0.002:
+            began = time.monotonic()
+            time.sleep(min(self.owed_s, 1.0))
+            self.owed_s -= time.monotonic() - began
+
+
+LEAST_BYTES_S = 4 * MIB
+
+
+Tick = Callable[[int, int, int], None]
+"""Hears of each transfer that is done: first chunk, chunks, bytes. It may raise."""
+
+
+class Range(NamedTuple):
+    offset: int
+    length: int
+
+
+class Compared(NamedTuple):
+    bytes: int
+    chunks: int
+
+
+class Pair:
+    """A source disk and its target. Chunks are numbered from the start of the source."""
+
+    def __init__(self, source: Disk, target: Disk, head_bytes: int = HEAD) -> None:
+        if target.size_bytes < source.size_bytes:
+            raise AgentError(
+                "refused",
+                "the target {} has {} bytes, less than the source's {}".format(
+                    target.path, target.size_bytes, source.size_bytes
+                ),
+                "nothing was copied; the source is untouched",
+            )
+        if target.dev == source.dev:
+            raise AgentError("doubt", "source and target are the same disk {}".format(source.path))
+        self.source_disk, self.target_disk = source, target
+        self.size_bytes = source.size_bytes
+        self.chunk_bytes = chunk_bytes_for(self.size_bytes)
+        self.count = (self.size_bytes + self.chunk_bytes - 1) // self.chunk_bytes
+        self.withheld = self.withheld_ranges(head_bytes)
+        self.source = DiskFile(source.path, source.size_bytes)
+        try:
+            self.target = DiskFile(target.path, target.size_bytes, write=True)
+        except BaseException:
+            self.source.close()
+            raise
+        self.buffers = [mmap.mmap(-1, TRANSFER), mmap.mmap(-1, TRANSFER)]
+        self.views = [memoryview(buffer) for buffer in self.buffers]
+        self.other_reader = ThreadPoolExecutor(1)
+
+    def new_reader(self) -> None:
+        """A thread keeps the priority that its maker had when it was made."""
+        self.other_reader.shutdown()
+        self.other_reader = ThreadPoolExecutor(1)
+
+    def close(self) -> None:
+        self.other_reader.shutdown()
+        self.source.close()
+        self.target.close()
+        for view in self.views:
+            view.release()
+        for buffer in self.buffers:
+            buffer.close()
+
+    # -- what is withheld
+
+    def withheld_ranges(self, head_bytes: int) -> List[Range]:
+        """The head and the tail, in whole chunks; tail first, as they are written at the commit."""
+        head = min(head_bytes, self.size_bytes)
+        start = max(head, (self.size_bytes - TAIL) // self.chunk_bytes * self.chunk_bytes)
+        tail = self.size_bytes - start
+        return ([Range(start, tail)] if tail > 0 else []) + [Range(0, head)]
+
+    def is_withheld(self, first: int, count: int) -> bool:
+        begin, end = first * self.chunk_bytes, (first + count) * self.chunk_bytes
+        return any(r.offset < end and begin < r.offset + r.length for r in self.withheld)
+
+    def free(self, chunks: ChunkSet) -> ChunkSet:
+        """Without what is withheld, which no pass touches."""
+        for part in self.withheld:
+            chunks.discard(
+                part.offset // self.chunk_bytes,
+                (part.offset + part.length - 1) // self.chunk_bytes,
+            )
+        return chunks
+
+    def everything(self) -> ChunkSet:
+        chunks = ChunkSet(self.count)
+        chunks.add_all()
+        return self.free(chunks)
+
+    def hidden_ranges(self) -> List[Range]:
+        """What is zero on a masked target: what is withheld, and the last MiB of a larger target,
+        where a snapshot of a larger disk may have left something that is recognised."""
+        ranges = list(self.withheld)
+        if self.target_disk.size_bytes > self.size_bytes:
+            start = max(self.size_bytes, self.target_disk.size_bytes - TAIL)
+            ranges.append(Range(start, self.target_disk.size_bytes - start))
+        return ranges
+
+    def mask(self) -> None:
+        put_zeros(self.target, self.hidden_ranges())
+
+    def unmask(self, content: bytes) -> None:
+        put_withheld(self.target, self.withheld, content)
+
+    def read_withheld(self) -> bytes:
+        """What was withheld as it is on the source now, in the order in which it is written."""
+        parts = []
+        for offset, length in pieces(self.withheld):
+            view = self.views[0][:length]
+            self.source.read(offset, view)
+            parts.append(bytes(view))
+        return b"".join(parts)
+
+    # -- passes
+
+    def extent(self, first: int, count: int) -> Tuple[int, int]:
+        offset = first * self.chunk_bytes
+        return offset, min(count * self.chunk_bytes, self.size_bytes - offset)
+
+    @property
+    def most(self) -> int:
+        return TRANSFER // self.chunk_bytes
+
+    def copy(self, chunks: ChunkSet, throttle: Throttle, tick: Tick) -> int:
+        """Source to target. -> bytes written."""
+        done = 0
+        for first, count in chunks.runs(self.most):
+            began = time.monotonic()
+            offset, length = self.extent(first, count)
+            view = self.views[0][:length]
+            self.source.read(offset, view)
+            self.target.write(offset, view)
+            done += length
+            tick(first, count, length)
+            throttle.pay(length, time.monotonic() - began)
+        return done
+
+    def fill(self, chunks: ChunkSet, throttle: Throttle, tick: Tick) -> int:
+        """Like ``copy`` for a target that was made blank: zeros are written only where it does not
+        have them, so that a back end which is sparse stays so. -> bytes written."""
+        done = 0
+        zeros = bytes(TRANSFER)
+        for first, count in chunks.runs(self.most):
+            began = time.monotonic()
+            offset, length = self.extent(first, count)
+            view = self.views[0][:length]
+            self.source.read(offset, view)
+            if bytes(view) != zeros[:length] or self.target_differs(offset, zeros[:length]):
+                self.target.write(offset, view)
+                done += length
+            tick(first, count, length)
+            throttle.pay(length, time.monotonic() - began)
+        return done
+
+    def target_differs(self, offset: int, content: bytes) -> bool:
+        view = self.views[1][: len(content)]
+        self.target.read(offset, view)
+        return bytes(view) != content
+
+    def differs(self, offset: int, length: int) -> bool:
+        """Read from both sides at once."""
+        mine, theirs = self.views[0][:length], self.views[1][:length]
+        waiting = self.other_reader.submit(self.target.read, offset, theirs)
+        try:
+            self.source.read(offset, mine)
+        finally:
+            waiting.result()
+        return bytes(mine) != bytes(theirs)
+
+    def compare(
+        self,
+        chunks: ChunkSet,
+        throttle: Throttle,
+        tick: Tick,
+        differ: Callable[[int], None],
+    ) -> Compared:
+        """Read both sides. ``differ`` hears of each chunk that is not the same."""
+        size = number = 0
+        for first, count in chunks.runs(self.most):
+            began = time.monotonic()
+            offset, length = self.extent(first, count)
+            if self.differs(offset, length):
+                for chunk in self.differing(first, length):
+                    differ(chunk)
+            size, number = size + length, number + count
+            tick(first, count, length)
+            throttle.pay(length, time.monotonic() - began)
+        return Compared(size, number)
+
+    def differing(self, first: int, length: int) -> List[int]:
+        """Which chunks of what ``differs`` has just read."""
+        found = []
+        for number, at in enumerate(range(0, length, self.chunk_bytes)):
+            end = min(length, at + self.chunk_bytes)
+            if bytes(self.views[0][at:end]) != bytes(self.views[1][at:end]):
+                found.append(first + number)
+        return found
+
+
+def put_zeros(target: DiskFile, ranges: List[Range]) -> None:
+    """Nothing recognises the target any more: the head goes first. Repeatable."""
+    with contextlib.closing(mmap.mmap(-1, TRANSFER)) as zeros:
+        for offset, length in pieces(reversed(ranges)):
+            with memoryview(zeros) as view:
+                target.write(offset, view[:length])
+    target.flush()
+    target.reread_partitions()
+
+
+def put_withheld(target: DiskFile, ranges: List[Range], content: bytes) -> None:
+    """Write what was withheld and read it back. The head is last in ``ranges``: before it is there
+    nothing is recognised. Repeatable."""
+    with contextlib.closing(mmap.mmap(-1, TRANSFER)) as buffer, memoryview(buffer) as view:
+        at = 0
+        for offset, length in pieces(ranges):
+            view[:length] = content[at : at + length]
+            target.write(offset, view[:length])
+            at += length
+        target.flush()
+        at = 0
+        for offset, length in pieces(ranges):
+            target.read(offset, view[:length])
+            if bytes(view[:length]) != content[at : at + length]:
+                raise AgentError(
+                    "failed",
+                    "verification failed: {} bytes at offset {} of the target {} are not what was "
+                    "written".format(length, offset, target.path),
+                    "the source is complete and untouched",
+                )
+            at += length
+    target.reread_partitions()
+
+
+def pieces(ranges: Any) -> Iterator[Tuple[int, int]]:
+    """(offset, length) of transfers that make up the ranges."""
+    for part in ranges:
+        for offset in range(part.offset, part.offset + part.length, TRANSFER):
+            yield offset, min(TRANSFER, part.offset + part.length - offset)
+
+
+class Activity:
+    """How much of the time the copy may take, by what else the guest does on the source disk.
+
+    The kernel adds the milliseconds of every write to ``stat`` (fields 7 and 11 of
+    Documentation/block/stat.rst), so their growth over time is how many writes were under way at
+    once. We write nothing to the source: all of them are somebody else's.
+    """
+
+    def __init__(self, stat_paths: List[str], pace: float) -> None:
+        self.paths, self.pace = stat_paths, pace
+        self.last = (time.monotonic(), self.write_ms())
+        self.depth = 0.0
+
+    def write_ms(self) -> int:
+        total = 0
+        for path in self.paths:
+            with contextlib.suppress(OSError), open(path) as file:
+                fields = file.read().split()
+                total += int(fields[7]) + (int(fields[16]) if len(fields) > 16 else 0)
+        return total
+
+    def share(self) -> float:
+        """1 on an idle disk, ``pace`` where one write is always under way."""
+        now, ms = time.monotonic(), self.last[1]
+        if now - self.last[0] >= 0.1:
+            ms = self.write_ms()
+            depth = (ms - self.last[1]) / 1000.0 / (now - self.last[0])
+            self.depth = 0.5 * self.depth + 0.5 * max(0.0, depth)
+            self.last = (now, ms)
+        busy = min(1.0, self.depth)
+        return max(0.01, 1.0 - busy * (1.0 - self.pace))

@@ -1,0 +1,189 @@
+"""What a method does inside the cutover: make the target equal the source, show it or hide it.
+
+``check`` before anything is stopped, ``copy`` while nobody writes, ``show`` as the first part of
+the commit, ``hide`` when that is taken back, ``end`` when it failed in the middle. The cutover
+itself knows no method.
+"""
+
+import os
+import time
+from typing import Any, Dict, List
+
+from volferry.agent.basics import AgentError, Json, Log, clock_offset, read_bytes
+from volferry.agent.blocks import Range
+from volferry.agent.disks import blkid, resolve_device, wait_until_free
+from volferry.agent.inside import Inside
+from volferry.agent.jobs import lane_dir
+from volferry.agent.listen import ask_listener
+from volferry.agent.mirror import hide_again, show_from_file
+from volferry.agent.passes import full_reason
+from volferry.agent.prepare import same_type
+
+PASS_REQUEST = (
+    "method", "filesystems", "exclude", "watermark", "clock_offset", "boot_id", "slack_s"
+)  # fmt: skip
+
+
+class FilesMover:
+    """rsync: the last pass over a source that is mounted read-only, in a namespace of its own."""
+
+    holds_target = False
+
+    def __init__(self, cutover: Any) -> None:
+        self.cutover = cutover
+        self.place, self.request = cutover.place, cutover.request
+        self.inside = Inside(cutover.place, cutover.job.state_dir)
+
+    def check(self) -> None:
+        for filesystem in self.cutover.filesystems:
+            self.check_target(filesystem)
+        if self.request.get("watermark") is not None:
+            why = full_reason(self.request, self.place.boot_id, clock_offset())
+            if why:
+                raise AgentError(
+                    "refused",
+                    "the watermark is void: {}".format(why),
+                    "nothing was stopped",
+                    "run another pass: it compares everything and makes a new one",
+                )
+        self.inside.prepare()
+
+    def check_target(self, filesystem: Json) -> None:
+        target = resolve_device(self.place, filesystem["target"])
+        if not wait_until_free(target.path, 3):
+            raise AgentError("doubt", "the target {} is in use by somebody".format(target.path))
+        found = blkid(target.path)
+        wanted = filesystem["uuid"] if filesystem["keep_uuid"] else None
+        if not same_type(found.get("TYPE", ""), filesystem["fstype"]) or (
+            wanted and found.get("UUID") != wanted
+        ):
+            raise AgentError(
+                "doubt",
+                "the target {} holds {} {}".format(
+                    target.path, found.get("TYPE"), found.get("UUID")
+                ),
+            )
+
+    def copy(self) -> Json:
+        cutover = self.cutover
+        began = [time.monotonic()]
+
+        def heard(said: Json) -> None:
+            if said["phase"] == "comparing" and cutover.record["phase"] == "copying":
+                cutover.add_part("copy", time.monotonic() - began[0])
+                began[0] = time.monotonic()
+                cutover.note("comparing")
+            cutover.job.report(cutover.record["phase"], **said["progress"])
+
+        request = {key: self.request.get(key) for key in PASS_REQUEST}
+        request["deadline_s"] = cutover.left(cutover.deadline_s)
+        request["number"] = self.request.get("number")
+        result = self.inside.run(request, cutover.deadline, heard)
+        cutover.add_part("compare", time.monotonic() - began[0])
+        cutover.notes.extend(result.pop("notes"))
+        return result
+
+    def show(self) -> None:
+        """A target of rsync's is always there to be seen: the side files keep it out."""
+
+    def hide(self) -> None:
+        """As it can always be seen, there is nothing to hide."""
+
+    def end(self) -> None:
+        self.inside.end()
+
+    def leave(self) -> None:
+        """Nothing of it outlives the cutover."""
+
+
+class BlocksMover:
+    """The mirror: another process of ours has tracked the source all the time and is asked."""
+
+    holds_target = True
+    """It has the target open exclusively until ``show``."""
+
+    def __init__(self, cutover: Any) -> None:
+        self.cutover = cutover
+        self.place, self.request = cutover.place, cutover.request
+        self.folder = lane_dir(cutover.place, os.path.basename(cutover.job.state_dir), "mirror")
+
+    def ask(self, what: str, timeout_s: float, **more: Any) -> Json:
+        result: Json = ask_listener(self.folder, dict(more, do=what), timeout_s)
+        return result
+
+    def check(self) -> None:
+        # What is at hand there is put down at once, but a comparison in doubt takes its time.
+        self.ask("ready", 30.0)
+
+    def copy(self) -> Json:
+        cutover = self.cutover
+        left = cutover.left(cutover.deadline_s)
+        result = self.ask(
+            "final", left + 1.0, deadline_s=left, save=bool(self.request.get("detach_first"))
+        )
+        cutover.add_part("copy", result["copy_s"])
+        cutover.add_part("compare", result["compare_s"])
+        cutover.note(withheld=result.pop("withheld"))
+        return result
+
+    def show(self) -> None:
+        kept = self.cutover.record["withheld"]
+        self.cutover.note(shown=True)
+        if self.cutover.source_is_gone():
+            self.show_from_files(kept)
+            return
+        try:
+            self.ask("unmask", self.cutover.left(60.0))
+        except AgentError as error:
+            if error.kind != "missing":
+                raise
+            raise AgentError("failed", "the mirror is gone: {}".format(error.what))
+
+    def show_from_files(self, kept: List[Json]) -> None:
+        """The mirror holds a source that is gone; it has told us all that is needed."""
+        try:
+            self.ask("stop", 30.0)
+        except AgentError as error:
+            Log.say("the mirror: {}".format(error.what))
+        for one in kept:
+            content = read_bytes(one["path"])
+            if content is None:
+                raise AgentError("failed", "{} is not there".format(one["path"]))
+            show_from_file(self.place, one, ranges_of(one), content)
+
+    def hide(self) -> None:
+        """Its process may be gone: then it is done here, and the mirror begins anew later."""
+        if not self.cutover.record.get("shown"):
+            self.go_on()
+            return
+        try:
+            self.ask("mask", 60.0)
+        except AgentError as error:
+            Log.say("the mirror cannot hide the target: {}".format(error.what))
+            for one in self.cutover.record["withheld"] or []:
+                hide_again(self.place, one["target"], ranges_of(one))
+        self.cutover.note(shown=False)
+
+    def go_on(self) -> None:
+        """It noted the writes all the time, and may copy again."""
+        try:
+            self.ask("mask", 60.0)
+        except AgentError as error:
+            Log.say("the mirror: {}".format(error.what))
+
+    def end(self) -> None:
+        """It ends what it does by itself: its deadline is ours."""
+
+    def leave(self) -> None:
+        """The target is the live side: there is nothing left to mirror."""
+        try:
+            self.ask("stop", 30.0)
+        except AgentError as error:
+            Log.say("the mirror: {}".format(error.what))
+
+
+def ranges_of(kept: Json) -> List[Range]:
+    return [Range(*part) for part in kept["ranges"]]
+
+
+MOVER_OF: Dict[str, Any] = {"rsync": FilesMover, "mirror": BlocksMover}

@@ -1,0 +1,104 @@
+"""A world whose target is mirrored block by block, and what the mirror says of it."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from agent_rig import Json, shell
+from disks_world import World
+
+TRACING = Path("/sys/kernel/tracing")
+
+
+def why_no_mirror() -> str:
+    """Empty where writes can be tracked; mounts tracefs where it can be."""
+    if not TRACING.is_dir():
+        return "the kernel has no tracefs"
+    if not (TRACING / "instances").is_dir():
+        shell("mount", "-t", "tracefs", "nodev", TRACING, check=False)
+    return "" if (TRACING / "instances").is_dir() else "tracefs cannot be mounted"
+
+
+class Mirrored:
+    """The lane ``mirror`` of a world's guest."""
+
+    def __init__(self, world: World, **request: Any) -> None:
+        self.world, self.guest = world, world.guest
+        self.request = {
+            "sources": [world.source.ref],
+            "transfer": self.guest.transfer,
+            "buffer_kib": 4096,
+            **request,
+        }
+
+    def track(self) -> Mirrored:
+        self.guest.start("mirror", self.request, job_id="mirror-1")
+        self.until(lambda figures: True, "begin to track")
+        return self
+
+    def begin(self, blank: bool = False, **more: Any) -> Json:
+        pair = {"source": self.world.source.ref, "target": self.world.target.ref}
+        return self.tell("pairs", pairs=[pair], blank=blank, **more)
+
+    def tell(self, what: str, **more: Any) -> Json:
+        return self.guest.call("tell", message={"do": what, **more}, timeout_s=60)
+
+    def status(self) -> Json:
+        return self.guest.call("status", lane="mirror")
+
+    def until(self, good: Any, what: str, timeout_s: float = 60.0) -> Json:
+        """The figures once they are ``good``."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            status = self.status()
+            assert status["state"] == "running", status
+            figures: Json = (status["progress"] or {}).get("figures") or {}
+            if figures and good(figures):
+                return figures
+            assert time.monotonic() < deadline, (what, status)
+            time.sleep(0.05)
+
+    def until_compared(self, timeout_s: float = 60.0) -> Json:
+        return self.until(lambda f: f["verified"] and f["passes"], "be compared", timeout_s)
+
+    def wait(self) -> Json:
+        deadline = time.monotonic() + 30
+        while self.status()["state"] == "running":
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        return self.status()
+
+    def finish_by_hand(self) -> Json:
+        """What the cutover does with the disks, and no mount afterwards, which would write."""
+        self.tell("ready")
+        self.world.stop_writer()
+        shell("umount", *self.world.data)
+        final = self.tell("final", deadline_s=60, save=False)
+        self.tell("unmask")
+        return final
+
+    def cutover_request(self, **more: Any) -> Json:
+        pair = {"source": self.world.source.ref, "target": self.world.target.ref}
+        return {
+            **self.world.cutover_request(None),
+            "method": "mirror",
+            "pairs": [pair],
+            **more,
+        }
+
+    def cut_over(self, **more: Any) -> tuple[Json, Json]:
+        """-> (outcome, status)"""
+        self.guest.start("cutover", self.cutover_request(**more))
+        status = self.guest.wait()
+        assert status["state"] == "ended", status
+        return status["result"]["outcome"], status
+
+
+def differing_bytes(world: World) -> str:
+    """What ``cmp`` says of the two disks, over the source's size; empty for the same."""
+    size = world.source.ref["size_bytes"]
+    for volume in (world.source, world.target):
+        shell("blockdev", "--flushbufs", volume.loop)
+    return shell("cmp", "-n", str(size), world.source.loop, world.target.loop, check=False)

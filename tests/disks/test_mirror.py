@@ -1,0 +1,83 @@
+"""The mirror on real disks: bit for bit, under load, and what happens when it is disturbed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+from agent_rig import shell
+from disks_world import World, probe
+from mirror_world import Mirrored, differing_bytes, why_no_mirror
+
+pytestmark = pytest.mark.skipif(bool(why_no_mirror()), reason=why_no_mirror() or "-")
+
+Make = Callable[..., Mirrored]
+
+
+@pytest.fixture
+def mirrored(world: World) -> Iterator[Make]:
+    """Makes a source with a service that writes, a clone or a blank target, and tracks it."""
+    made: list[Mirrored] = []
+
+    def make(
+        fstype: str = "ext4", table: str = "", blank: bool = False, **more: object
+    ) -> Mirrored:
+        world.make(fstype, table)
+        world.start_writer()
+        mirror = Mirrored(world, **more)
+        made.append(mirror)
+        mirror.track()
+        if blank:
+            world.blank()
+        else:
+            world.clone()
+        return mirror
+
+    yield make
+    for _ in made:
+        world.guest.call("stop", lane="mirror")
+
+
+@pytest.mark.parametrize(
+    ("fstype", "table", "blank"),
+    [
+        ("ext4", "", False),
+        ("xfs", "", False),
+        ("btrfs", "", True),
+        ("ext4", "gpt", False),
+        ("xfs", "dos", True),
+    ],
+)
+def test_the_target_is_the_source_bit_for_bit(
+    mirrored: Make, world: World, fstype: str, table: str, blank: bool
+) -> None:
+    mirror = mirrored(fstype, table, blank)
+    mirror.begin(blank=blank)
+    mirror.until_compared()
+    final = mirror.finish_by_hand()
+    assert final["chunks_compared"] > 0
+    assert differing_bytes(world) == ""
+
+
+@pytest.mark.parametrize(("fstype", "table"), [("xfs", ""), ("ext4", "dos")])
+def test_the_service_runs_on_the_mirrored_target(
+    mirrored: Make, world: World, fstype: str, table: str
+) -> None:
+    mirror = mirrored(fstype, table)
+    mirror.begin()
+    mirror.until_compared()
+    outcome, status = mirror.cut_over(settle_s=1)
+    assert (outcome["result"], outcome["reason"]) == ("committed", ""), status
+    assert outcome["final_pass"]["chunks_compared"] >= outcome["final_pass"]["chunks_copied"] > 0
+    assert set(outcome["parts"]) >= {"stop", "unmount", "copy", "compare", "commit", "mount"}
+    world.assert_live("target")
+    assert mirror.wait()["error"] is None
+
+
+def test_a_target_that_is_mirrored_is_not_recognised(mirrored: Make, world: World) -> None:
+    mirror = mirrored("ext4", "gpt")
+    assert "PTTYPE" in probe(world.target.loop)
+    mirror.begin()
+    assert shell("blkid", "-p", world.target.loop, check=False) == ""
+    mirror.until_compared()
+    assert shell("blkid", "-p", world.target.loop, check=False) == ""
