@@ -25,12 +25,8 @@ class TraceUnreadable(ValueError):
     """The kernel's texts or pages are not as we know them."""
 
 
-class BlockEvent(NamedTuple):
-    dev: int
-    """In the kernel's own numbers: major << 20 | minor."""
-    sector: int
-    nr_sector: int
-    rwbs: bytes
+BlockEvent = Tuple[int, int, int, bytes]
+"""(dev, sector, nr_sector, rwbs); dev in the kernel's own numbers: major << 20 | minor."""
 
 
 class ParsedPage(NamedTuple):
@@ -59,12 +55,12 @@ class EventLayout(NamedTuple):
     data_offset: int
     commit: struct.Struct
     """From the page's begin; its lowest 32 bits are all that is used."""
-    event: struct.Struct
-    """(dev, sector, nr_sector, rwbs) from the event's begin."""
+    record: struct.Struct
+    """(its head, its event's id, dev, sector, nr_sector, rwbs) of a record with a short head."""
     word: struct.Struct
-    id_of: struct.Struct
     missed_count: struct.Struct
-    big_endian: bool
+    kind_shift: int
+    """A record's kind is the first bit field of its head: the lowest bits, or the highest."""
 
     @classmethod
     def read(
@@ -84,7 +80,7 @@ class EventLayout(NamedTuple):
             (wanted(fields, "nr_sector", (4,)), "I"),
             (wanted(fields, "rwbs"), None),
         ]
-        form, at = order, 0
+        form, at = order + "IH", 2
         for field, code in places:
             if field.offset < at or field.size > RWBS_MOST:
                 raise TraceUnreadable("the event's fields lie otherwise: {}".format(fields))
@@ -98,11 +94,10 @@ class EventLayout(NamedTuple):
             page_bytes=data.offset + data.size,
             data_offset=data.offset,
             commit=struct.Struct("{}{}x{}".format(order, commit.offset, size_code)),
-            event=struct.Struct(form),
+            record=struct.Struct(form),
             word=struct.Struct(order + "I"),
-            id_of=struct.Struct(order + "H"),
             missed_count=struct.Struct(order + size_code),
-            big_endian=byteorder != "little",
+            kind_shift=0 if byteorder == "little" else 27,
         )
 
 
@@ -129,37 +124,37 @@ def parse_page(page: bytes, layout: EventLayout) -> ParsedPage:
         )
     missed = missed_before(page, commit, end, layout)
     events: List[BlockEvent] = []
-    word_at, id_at, event_at = layout.word.unpack_from, layout.id_of.unpack_from, layout.event
+    unpack, size, wanted_id, shift = (
+        layout.record.unpack_from,
+        layout.record.size,
+        layout.event_id,
+        layout.kind_shift,
+    )
+    page += bytes(size + 4)  # so that a record's fields may be looked at before its kind
     while at < end:
-        if end - at < 4:
-            raise TraceUnreadable("{} bytes are left at {} of a page".format(end - at, at))
-        word = word_at(page, at)[0]
-        kind, delta = (
-            (word >> 27, word & 0x7FFFFFF) if layout.big_endian else (word & 31, word >> 5)
-        )
-        body = at + 4
+        word, event_id, dev, sector, nr_sector, rwbs = unpack(page, at)
+        kind = word >> shift & 31
+        head, following = 4, at + 4 + 4 * kind
         if kind in (TIME_EXTEND, TIME_STAMP):
-            at += 8  # the time's upper bits are a second word; none of it is needed here
-        elif kind == PADDING and delta == 0:
-            break  # nothing follows: rb_null_event() in kernel/trace/ring_buffer.c
-        elif kind in (0, PADDING):  # array[0] is the length, its own four bytes among it
-            if body + 4 > end:
-                raise TraceUnreadable("the length of the record at {} is cut off".format(at))
-            length = word_at(page, body)[0]
-            if length % 4 or length > end - body or (kind == 0 and length < 4):
+            following = at + 8  # the rest of the time; none of it is needed here
+        elif kind in (0, PADDING):
+            if kind == PADDING and word == PADDING << shift:
+                break  # nothing follows: rb_null_event() in kernel/trace/ring_buffer.c
+            # The length is in a word of its own, which it counts as well.
+            length = layout.word.unpack_from(page, at + 4)[0]
+            if length % 4 or (kind == 0 and length < 4):
                 raise TraceUnreadable("a record at {} has {} bytes".format(at, length))
-            at = body + length
-            body += 4
-        else:
-            at = body + 4 * kind
-        if at > end:
-            raise TraceUnreadable("a record ends at {}, the page's data at {}".format(at, end))
-        if kind >= PADDING or at - body < 2 or id_at(page, body)[0] != layout.event_id:
-            continue
-        if at - body < event_at.size:
-            raise TraceUnreadable("an event of {} bytes at {}".format(at - body, body))
-        dev, sector, nr_sector, rwbs = event_at.unpack_from(page, body)
-        events.append(BlockEvent(dev, sector, nr_sector, rwbs.partition(b"\0")[0]))
+            head, following = 8, at + 4 + length
+            _, event_id, dev, sector, nr_sector, rwbs = unpack(page, at + 4)
+        if following > end:
+            raise TraceUnreadable(
+                "a record at {} ends at {}, the page's data at {}".format(at, following, end)
+            )
+        if kind < PADDING and event_id == wanted_id and following - at - head >= 2:
+            if following - at - head < size - 4:
+                raise TraceUnreadable("an event of {} bytes at {}".format(following - at, at))
+            events.append((dev, sector, nr_sector, rwbs.partition(b"\0")[0]))
+        at = following
     return ParsedPage(events, missed)
 
 

@@ -22,7 +22,6 @@ from typing import Dict, Iterable, Iterator, List, NamedTuple
 
 from volferry.agent.basics import AgentError, Place, must, one_line, read_line, read_text, to_bytes
 from volferry.agent.chunks import ChunkSet
-from volferry.agent.mounts import mount_table
 from volferry.agent.ringbuffer import BlockEvent, EventLayout, TraceUnreadable, parse_page
 
 SECTOR = 512
@@ -130,7 +129,7 @@ class Tracker:
         ]
         self.buffer_kib = buffer_kib
         self.drop_every = drop_every
-        self.events = 0
+        self.seen = 0
         self._counting = counters
         self._counters: Dict[str, Counters] = {}
         self._pipes: Dict[str, int] = {}
@@ -188,17 +187,19 @@ class Tracker:
         events = 0
         for cpu in self._pipes:
             for found in self._read_cpu(cpu):
-                for number, sector, nr_sector, rwbs in found:
+                for number, sector, nr_sector, rwbs in self._kept(found):
                     # Checked again: a filter that the kernel did not take lets every disk in.
                     if number not in known or not nr_sector or rwbs[:1] == b"R":
-                        continue
-                    self.events += 1
-                    if self.drop_every and self.events % self.drop_every == 0:
                         continue
                     events += 1
                     disk, chunks = known[number]
                     sectors[disk.dev] += nr_sector
-                    self._add(disk, chunks, sector, nr_sector, rwbs)
+                    last = sector + nr_sector - 1
+                    if last >= disk.sectors or (disk.discards_in_one > 1 and b"D" in rwbs):
+                        last = min(last, disk.sectors - 1)
+                        self._lose_place(disk, sector, nr_sector, rwbs)
+                    if sector <= last:
+                        chunks.add(sector // disk.chunk_sectors, last // disk.chunk_sectors)
         for dev, counters in self._counters.items():
             missing = counters.missing(sectors[dev])
             if missing:
@@ -295,27 +296,11 @@ class Tracker:
 
     # ---- reading it ------------------------------------------------------------------------------
 
-    def _add(
-        self, disk: TrackedDisk, chunks: ChunkSet, sector: int, nr_sector: int, rwbs: bytes
-    ) -> None:
-        last = sector + nr_sector - 1
-        if last >= disk.sectors:
-            # A command that is passed through (SG_IO) has no sector, and may have written
-            # anywhere; a disk that has grown has some that no chunk stands for.
-            self._lose(
-                "outside " + disk.dev,
-                "a request ({}) outside the {} sectors of {}: passed through, or the disk has "
-                "grown".format(rwbs.decode("ascii", "replace"), disk.sectors, disk.dev),
-            )
-            last = disk.sectors - 1
-            if sector > last:
-                return
-        if disk.discards_in_one > 1 and b"D" in rwbs:
-            self._lose(
-                "discards " + disk.dev,
-                "{} takes discards of several ranges, of which only one is told".format(disk.dev),
-            )
-        chunks.add(sector // disk.chunk_sectors, last // disk.chunk_sectors)
+    def _kept(self, events: List[BlockEvent]) -> List[BlockEvent]:
+        if not self.drop_every:
+            return events
+        before, self.seen = self.seen, self.seen + len(events)
+        return [e for n, e in enumerate(events, before + 1) if n % self.drop_every]
 
     def _read_cpu(self, cpu: str) -> Iterator[List[BlockEvent]]:
         """The events of each page. No more pages than the buffer has: on a disk that is faster
@@ -346,6 +331,19 @@ class Tracker:
 
     def _lose(self, kind: str, reason: str) -> None:
         self._reasons.setdefault(kind, reason)
+
+    def _lose_place(self, disk: TrackedDisk, sector: int, nr_sector: int, rwbs: bytes) -> None:
+        """A command that is passed through (SG_IO) has no sector, and may have written anywhere; a
+        disk that has grown has sectors that no chunk stands for."""
+        if sector + nr_sector > disk.sectors:
+            said = (
+                "a request ({}) outside the {} sectors of {}: passed through, or the disk has grown"
+            )
+            said = said.format(rwbs.decode("ascii", "replace"), disk.sectors, disk.dev)
+            self._lose("outside " + disk.dev, said)
+        else:
+            said = "{} takes discards of several ranges, of which only one is told".format(disk.dev)
+            self._lose("discards " + disk.dev, said)
 
     def _check_stats(self, cpu: str) -> None:
         text = self._read("per_cpu/{}/stats".format(cpu))
@@ -383,9 +381,10 @@ class Tracker:
 
 def tracefs_path(place: Place) -> str:
     """Where tracefs is mounted; mounted where it belongs if it is not. Raises AgentError."""
-    found = [entry.target for entry in mount_table(place) if entry.fstype == "tracefs"]
-    if found:
-        return found[0]
+    for folder in ("kernel/tracing", "kernel/debug/tracing"):
+        path = "{}/{}".format(place.sys, folder)
+        if os.path.isdir(path + "/instances"):
+            return path
     where_it_belongs = place.sys + "/kernel/tracing"
     must(["mount", "-t", "tracefs", "-o", "nosuid,nodev,noexec", "tracefs", where_it_belongs])
     return where_it_belongs
@@ -411,7 +410,7 @@ def why_no_tracking(place: Place, paths: Iterable[str]) -> str:
         if why:
             return why
         sectors = read_line("{}/dev/block/{}/size".format(place.sys, dev))
-        devices[dev] = Tracked(int(sectors) * SECTOR, SECTOR)
+        devices[dev] = Tracked(int(sectors or 0) * SECTOR, SECTOR)
     try:
         tracefs = tracefs_path(place)
         for needed in ("instances", BLOCK_EVENT):
