@@ -20,6 +20,8 @@ Receipt: TypeAlias = Json
 GIB = 1024**3
 MARK = "volferry:transfer"
 """Metadata key that carries our transfer id on every cloud object that we make."""
+SOURCE = "volferry:source"
+"""Beside it, the id of the source that the object was made for: a transfer may move several."""
 
 
 class Noun(BaseModel):
@@ -59,6 +61,15 @@ class Volume(Noun):
     @property
     def size_bytes(self) -> int:
         return self.size_gib * GIB
+
+    @property
+    def label(self) -> str:
+        """What people call it."""
+        return self.name or self.id
+
+    @property
+    def ref(self) -> "DiskRef":
+        return DiskRef(volume_id=self.id, size_bytes=self.size_bytes)
 
 
 class Snapshot(Noun):
@@ -114,7 +125,7 @@ class Quota(Noun):
 
 
 class CloudFacts(Noun):
-    """All that the cloud said about one volume in one server, read at one time."""
+    """All that the cloud said about volumes of one server, read at one time."""
 
     cloud: str = ""
     region: str = ""
@@ -122,11 +133,17 @@ class CloudFacts(Noun):
     block_storage_version: str = ""
     compute_version: str = ""
     server: Server
-    source: Volume
+    sources: tuple[Volume, ...] = Field(min_length=1)
+    """In the order in which they were named."""
     server_volumes: tuple[ServerVolume, ...] = ()
     types: tuple[VolumeType, ...] = ()
     quota: Quota | None = None
     quota_error: str = ""
+
+    @property
+    def label(self) -> str:
+        """The sources, as people call them: ``data1, data2, log``."""
+        return ", ".join(source.label for source in self.sources)
 
 
 # ---- the guest's side ----------------------------------------------------------------------------
@@ -148,6 +165,18 @@ class Disk(Noun):
     read_only: bool = False
     dev: str = ""
     """``major:minor``"""
+    volume_id: str = ""
+    """The volume that it is, where the guest was asked for one."""
+
+
+class PartitionTable(Noun):
+    """Of one source disk; a disk without partitions has none."""
+
+    volume_id: str
+    label: str
+    """``dos`` or ``gpt``."""
+    dump: str
+    """``sfdisk --dump``"""
 
 
 class MountBy(enum.StrEnum):
@@ -178,9 +207,11 @@ class Mount(Noun):
 
 
 class Filesystem(Noun):
-    """A filesystem on the source volume and where it is mounted."""
+    """A filesystem on a source volume and where it is mounted."""
 
     device: str
+    volume_id: str = ""
+    """The source volume that it lies on; empty when it spans several."""
     partition: int | None = None
     """None for a filesystem on the whole disk."""
     fstype: str
@@ -238,15 +269,13 @@ class GuestFacts(Noun):
     python: str = ""
     systemd: int = 0
     """systemd's version; 0 where pid 1 is something else."""
-    source_disk: Disk | None = None
+    source_disks: tuple[Disk, ...] = ()
+    """Those of the sources that are there, in the order of the sources."""
     disks: tuple[Disk, ...] = ()
-    partition_table: str = ""
-    """``dos``, ``gpt`` or empty."""
-    partition_dump: str = ""
-    """``sfdisk --dump`` of the source disk."""
+    partition_tables: tuple[PartitionTable, ...] = ()
     filesystems: tuple[Filesystem, ...] = ()
     other_content: tuple[str, ...] = ()
-    """What else lies on the disk (LVM, LUKS, swap, unmounted filesystems), one sentence each."""
+    """What else lies on the disks (LVM, LUKS, swap, unmounted filesystems), one sentence each."""
     nested_mounts: tuple[str, ...] = ()
     """Other filesystems mounted below one of ours."""
     subvolumes: int = 0
@@ -262,6 +291,12 @@ class GuestFacts(Noun):
 
     def tool(self, name: str) -> Tool | None:
         return next((t for t in self.tools if t.name == name and t.path), None)
+
+    def source_disk(self, volume_id: str) -> Disk | None:
+        return next((d for d in self.source_disks if d.volume_id == volume_id), None)
+
+    def partition_table(self, volume_id: str) -> PartitionTable | None:
+        return next((t for t in self.partition_tables if t.volume_id == volume_id), None)
 
 
 # ---- what the user asked for ---------------------------------------------------------------------
@@ -301,9 +336,11 @@ class Wanted(Noun):
     os_cloud: str = ""
     os_region: str = ""
     server: str
-    volume: str
+    volumes: tuple[str, ...] = Field(min_length=1)
+    """They move together, in one cutover: all or none."""
     type: str = ""
     size_gib: int | None = None
+    """For one volume only, as is ``name``."""
     name: str = ""
     method: str = ""
     """Empty: the first method that does not decline."""
@@ -364,20 +401,37 @@ class Promise(Noun):
     way_back: str = ""
 
 
+class Pair(Noun):
+    """A source and the target that is made to take its place."""
+
+    source: Volume
+    target_name: str
+    target_type: str
+    target_size_gib: int
+    seed: Seed
+
+    @property
+    def label(self) -> str:
+        return self.source.label
+
+    @property
+    def grows(self) -> bool:
+        return self.target_size_gib > self.source.size_gib
+
+
 class Plan(Noun):
     """What ``plan`` prints and saves, and what ``run`` carries out after checking it again."""
 
-    version: Literal[1] = 1
+    version: Literal[2] = 2
+    """1 had one volume, and no ``pairs``."""
     made_at: float = 0.0
     wanted: Wanted
     cloud: CloudFacts
     guest: GuestFacts
     method: str = ""
     methods: tuple[MethodChoice, ...] = ()
-    target_name: str = ""
-    target_type: str = ""
-    target_size_gib: int = 0
-    seed: Seed = Seed.SNAPSHOT
+    pairs: tuple[Pair, ...] = ()
+    """One for each source, in their order. They move together, all or none."""
     units: tuple[Unit, ...] = ()
     checks: tuple[Check, ...] = ()
     quota_peak: dict[str, int] = Field(default_factory=dict)

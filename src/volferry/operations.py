@@ -22,7 +22,6 @@ from volferry.guests.linux import LinuxGuest
 from volferry.methods import method
 from volferry.model import (
     CloudFacts,
-    DiskRef,
     Event,
     GuestFacts,
     Pass,
@@ -82,7 +81,7 @@ async def plan(wanted: Wanted, *, notice: Callable[[str], None] = _quiet) -> Pla
     notice("asking the cloud")
     cloud = await Cloud.connect(wanted.os_cloud, wanted.os_region)
     try:
-        facts = await cloud.facts(wanted.server, wanted.volume)
+        facts = await cloud.facts(wanted.server, wanted.volumes)
     finally:
         await cloud.close()
     notice("asking the guest")
@@ -93,11 +92,11 @@ async def plan(wanted: Wanted, *, notice: Callable[[str], None] = _quiet) -> Pla
 async def _guest_facts(
     wanted: Wanted, facts: CloudFacts
 ) -> tuple[GuestFacts | None, VolferryError | None]:
-    source = DiskRef(volume_id=facts.source.id, size_bytes=facts.source.size_bytes)
+    sources = [source.ref for source in facts.sources]
     try:
         async with await channel(wanted, facts.server) as way_in:
             guest = LinuxGuest(way_in)
-            return await guest.facts(source, units=wanted.units), None
+            return await guest.facts(sources, units=wanted.units), None
     except (Stop, Retry) as error:
         return None, error
 
@@ -118,14 +117,16 @@ def recheck(old: Plan, new: Plan) -> None:
     def figures(one: Plan) -> dict[str, object]:
         return {
             "server": one.cloud.server.id,
-            "source volume": one.cloud.source.id,
-            "source size in GiB": one.cloud.source.size_gib,
-            "source type": one.cloud.source.type,
-            "target type": one.target_type,
-            "target size in GiB": one.target_size_gib,
+            "source volumes": [p.source.id for p in one.pairs],
+            "source sizes in GiB": [p.source.size_gib for p in one.pairs],
+            "source types": [p.source.type for p in one.pairs],
+            "target types": [p.target_type for p in one.pairs],
+            "target sizes in GiB": [p.target_size_gib for p in one.pairs],
             "method": one.method,
-            "seed": one.seed.value,
-            "filesystems": [(fs.partition, fs.fstype, fs.uuid) for fs in one.guest.filesystems],
+            "seeds": [p.seed.value for p in one.pairs],
+            "filesystems": [
+                (fs.volume_id, fs.partition, fs.fstype, fs.uuid) for fs in one.guest.filesystems
+            ],
             "mounts": [m.target for fs in one.guest.filesystems for m in fs.mounts],
             "units": [unit.name for unit in one.units],
         }
@@ -146,11 +147,11 @@ def refuse(one: Plan) -> None:
     """Raise ``Refused`` when a plan has refusals, with every one of them."""
     if one.refusals:
         raise Refused(
-            f"{one.cloud.source.name or one.cloud.source.id} cannot be moved: "
+            f"{one.cloud.label} cannot be moved: "
             + "; ".join(f"{check.name}: {check.found}" for check in one.refusals),
             data="nothing was changed",
             hint="\n".join(check.hint for check in one.refusals if check.hint)
-            or f"volferry plan {one.wanted.server} {one.wanted.volume}",
+            or f"volferry plan {one.wanted.server} {' '.join(one.wanted.volumes)}",
         )
 
 

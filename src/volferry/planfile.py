@@ -31,12 +31,13 @@ import volferry
 from volferry import errors
 from volferry.model import Json, Plan
 
-VERSION = 1
+VERSION = 2
 LARGEST_BYTES = 4 * 1024 * 1024
 """A plan is some ten kilobytes; more is not a plan."""
 
 Path_: TypeAlias = tuple[str | int, ...]
 
+_OF_ONE = ("size_gib", "name")
 _POSITIVE = ("size_gib", "bwlimit_bytes_s", "max_downtime_s")
 _HINT = "volferry schema   prints the JSON Schema of a plan file"
 
@@ -98,15 +99,18 @@ def dumps(plan: Plan) -> str:
 
 
 def _header(plan: Plan) -> str:
-    source, server = plan.cloud.source, plan.cloud.server
+    server = plan.cloud.server
     made = datetime.datetime.fromtimestamp(time.time(), datetime.UTC)
     lines = (
         f"A plan of volferry {volferry.__dict__.get('__version__', '')}".rstrip()
         + f", made {made:%Y-%m-%dT%H:%M:%SZ}.",
-        f"It moves volume {_one(source.name)} ({source.id}, {source.size_gib} GiB, "
-        f"{_one(source.type)})",
-        f"of server {_one(server.name)} ({server.id})",
-        f"to a new volume of {plan.target_size_gib} GiB, type {_one(plan.target_type)}.",
+        f"It moves, of server {_one(server.name)} ({server.id}),",
+        *(
+            f"volume {_one(pair.source.name)} ({pair.source.id}, {pair.source.size_gib} GiB, "
+            f"{_one(pair.source.type)}) to a new one of {pair.target_size_gib} GiB, "
+            f"type {_one(pair.target_type)}."
+            for pair in plan.pairs
+        ),
         "",
         "  volferry run FILE   checks everything again, says what differs, and carries it out",
         "  volferry schema     prints the JSON Schema of this file, for editors and reviews",
@@ -205,6 +209,7 @@ def loads(text: str, path: Path) -> Plan:
     except (YAMLError, RecursionError) as fault:
         raise _not_a_plan(path, f"not YAML: {str(fault).splitlines()[0]}") from fault
     _must_be_ours(content, path)
+    _must_be_of_now(content, path)
     plan, faults = _validate(content, reader.lines)
     faults += reader.faults
     if faults or plan is None:
@@ -238,6 +243,18 @@ def _must_be_ours(content: Any, path: Path) -> None:
     if "wanted" not in content and not {"cloud", "guest"} & set(content):
         keys = ", ".join(f"'{key}'" for key in list(content)[:4])
         raise _not_a_plan(path, f"it has {keys} at its top, and no 'wanted'")
+
+
+def _must_be_of_now(content: Json, path: Path) -> None:
+    """An older file gets one sentence as well: every figure in it may lie elsewhere today."""
+    version = content.get("version")
+    if isinstance(version, int) and not isinstance(version, bool) and 0 < version < VERSION:
+        raise errors.Usage(
+            f"{path} cannot be read as a plan file: it is of version {version}, this volferry "
+            f"reads {VERSION}",
+            data="nothing was changed",
+            hint="make and review a new one: volferry plan SERVER VOLUME --save FILE",
+        )
 
 
 class _Reader:
@@ -355,6 +372,12 @@ def _values(wanted: Json, lines: dict[Path_, int]) -> list[tuple[int, str]]:
             least = "not negative" if zero else "more than 0"
             faults.append((lines[path], f"{_dotted(path)} is {value}; it has to be {least}"))
 
+    volumes = wanted.get("volumes")
+    named = len(volumes) if isinstance(volumes, list) else 1
+    for key in _OF_ONE if named > 1 else ():
+        if wanted.get(key):
+            what = f"'wanted.{key}' is for one volume, and {named} are named"
+            faults.append((lines["wanted", key], what))
     for key in _POSITIVE:
         number(("wanted", key), wanted.get(key))
     number(("wanted", "settle_s"), wanted.get("settle_s"), zero=True)

@@ -5,7 +5,9 @@ comes with the figures that were measured. A refusal means that ``run`` will not
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar
 
 from volferry.errors import VolferryError
 from volferry.methods import Method, all_methods
@@ -13,15 +15,17 @@ from volferry.model import (
     GIB,
     Check,
     CloudFacts,
+    Filesystem,
     GuestFacts,
     Holder,
-    Json,
     MethodChoice,
+    Pair,
     Plan,
     Promise,
     Quota,
     Result,
     Seed,
+    Server,
     Unit,
     Volume,
     Wanted,
@@ -52,19 +56,17 @@ def plan(
     """
     facts = guest or GuestFacts(family="unknown")
     choices, method = choose(wanted, cloud, facts)
-    seed = _seed(wanted, cloud, facts, method)
-    target_type = _type_name(cloud, wanted.type) or cloud.source.type
-    size_gib = wanted.size_gib or cloud.source.size_gib
+    pairs = tuple(_pair(wanted, cloud, facts, method, source) for source in cloud.sources)
     units = _units(wanted, facts)
-    peak = quota_peak(cloud.source, target_type, size_gib, seed)
+    peak = quota_peak(pairs)
     checks = [
-        *_cloud_checks(cloud, target_type, seed),
-        *_size_checks(size_gib, cloud.source, facts, seed),
-        *_quota_checks(cloud, peak),
+        *_cloud_checks(cloud, pairs),
+        *_size_checks(pairs, facts),
+        *_quota_checks(cloud, pairs, peak),
         *(
             [
                 _method_check(wanted, choices, method),
-                *_guest_checks(cloud, guest, method, size_gib),
+                *_guest_checks(cloud, guest, method, pairs),
                 *_unit_checks(wanted, guest, units),
             ]
             if guest
@@ -77,10 +79,7 @@ def plan(
         guest=facts,
         method=method.name if method else "",
         methods=tuple(choices),
-        target_name=wanted.name or cloud.source.name or f"volferry-{cloud.source.id[:8]}",
-        target_type=target_type,
-        target_size_gib=size_gib,
-        seed=seed,
+        pairs=pairs,
         units=units,
         checks=tuple(checks),
         quota_peak=peak,
@@ -106,30 +105,40 @@ def _type_name(cloud: CloudFacts, name_or_id: str) -> str:
     return next((t.name for t in cloud.types if t.id == name_or_id), name_or_id)
 
 
-def _seed(wanted: Wanted, cloud: CloudFacts, guest: GuestFacts, method: Method | None) -> Seed:
-    if wanted.seed is not Seed.AUTO:
-        return wanted.seed
-    smaller = (wanted.size_gib or cloud.source.size_gib) < cloud.source.size_gib
-    if smaller or (method and method.needs_blank(guest)):
-        return Seed.BLANK
-    return Seed.SNAPSHOT
+def _pair(
+    wanted: Wanted, cloud: CloudFacts, guest: GuestFacts, method: Method | None, source: Volume
+) -> Pair:
+    size_gib = wanted.size_gib or source.size_gib
+    seed = wanted.seed
+    if seed is Seed.AUTO:
+        blank = size_gib < source.size_gib or (method and method.needs_blank(guest))
+        seed = Seed.BLANK if blank else Seed.SNAPSHOT
+    return Pair(
+        source=source,
+        target_name=wanted.name or source.name or f"volferry-{source.id[:8]}",
+        target_type=_type_name(cloud, wanted.type) or source.type,
+        target_size_gib=size_gib,
+        seed=seed,
+    )
 
 
-def quota_peak(source: Volume, type_: str, size_gib: int, seed: Seed) -> dict[str, int]:
+def quota_peak(pairs: Iterable[Pair]) -> dict[str, int]:
     """What a transfer adds at its peak, by Cinder's quota keys.
 
     A snapshot counts one snapshot *and* its GiB unless the cloud sets ``no_snapshot_gb_quota``,
     which a member cannot see. A target that is retyped counts for its old type until it has moved.
     """
-    peak = {"volumes": 1, "gigabytes": size_gib}
-    for name in {type_, source.type if seed is Seed.SNAPSHOT else type_}:
-        peak[f"volumes_{name}"] = 1
-        peak[f"gigabytes_{name}"] = size_gib
-    if seed is Seed.SNAPSHOT:
-        peak["snapshots"] = peak[f"snapshots_{source.type}"] = 1
-        peak["gigabytes"] += source.size_gib
-        peak[f"gigabytes_{source.type}"] += source.size_gib
-    return peak
+    peak: Counter[str] = Counter()
+    for pair in pairs:
+        source, size_gib = pair.source, pair.target_size_gib
+        peak.update({"volumes": 1, "gigabytes": size_gib})
+        seeded = pair.seed is Seed.SNAPSHOT
+        for name in {pair.target_type, source.type if seeded else pair.target_type}:
+            peak.update({f"volumes_{name}": 1, f"gigabytes_{name}": size_gib})
+        if seeded:
+            peak.update({"snapshots": 1, f"snapshots_{source.type}": 1})
+            peak.update(dict.fromkeys(("gigabytes", f"gigabytes_{source.type}"), source.size_gib))
+    return dict(peak)
 
 
 def _check(name: str, problem: str, fine: str, hint: str = "", *, warn: bool = False) -> Check:
@@ -140,11 +149,20 @@ def _check(name: str, problem: str, fine: str, hint: str = "", *, warn: bool = F
     return Check(name=name, result=result, found=problem, hint=hint)
 
 
+T = TypeVar("T", Volume, Pair)
+
+
+def _each(ones: Sequence[T], say: Callable[[T], str]) -> str:
+    """What there is to say of volumes or pairs; by their names when there are several."""
+    said = [(one.label, say(one)) for one in ones]
+    return "; ".join(f"{name}: {text}" if len(ones) > 1 else text for name, text in said if text)
+
+
 # ---- the cloud -----------------------------------------------------------------------------------
 
 
-def _cloud_checks(cloud: CloudFacts, target_type: str, seed: Seed) -> Iterable[Check]:
-    server, source = cloud.server, cloud.source
+def _cloud_checks(cloud: CloudFacts, pairs: Sequence[Pair]) -> Iterable[Check]:
+    server, sources = cloud.server, cloud.sources
     yield Check(
         name="cloud",
         result=Result.OK,
@@ -164,48 +182,71 @@ def _cloud_checks(cloud: CloudFacts, target_type: str, seed: Seed) -> Iterable[C
         "unlocked, no task",
         f"openstack server unlock {server.id}" if server.locked else "wait for the task to end",
     )
-    here = [a for a in source.attachments if a.server_id == server.id]
-    yield _check("source attached", _not_here(source, server.id), f"in-use on {server.name}")
-    device = here[0].device if here else ""
-    is_root = bool(here) and (
-        device == server.root_device if server.root_device else bool(ROOT_DEVICES.match(device))
+    yield _check(
+        "source attached",
+        _each(sources, lambda source: _not_here(source, server.id)),
+        f"in-use on {server.name}",
     )
     yield _check(
         "not a boot volume",
-        f"{device} is the server's root disk" if is_root else "",
-        f"attached as {device or '(unknown)'}"
-        + (", bootable flag set but not the root disk" if source.bootable else ""),
+        _each(sources, lambda source: _boots(source, server)),
+        _each(
+            sources,
+            lambda source: (
+                f"attached as {_device(source, server) or '(unknown)'}"
+                + (", bootable flag set but not the root disk" if source.bootable else "")
+            ),
+        ),
         "a boot volume is retyped offline: openstack volume set --type … on a stopped server",
     )
-    yield _check("source kind", _special(source), "not multi-attach, in no group, not migrating")
+    yield _check(
+        "source kind", _each(sources, _special), "not multi-attach, in no group, not migrating"
+    )
     yield _check(
         "source read-write",
-        "the volume is attached read-only" if source.read_only else "",
+        _each(sources, lambda s: "the volume is attached read-only" if s.read_only else ""),
         "attached read-write",
         "nothing writes to it: copy it at leisure",
     )
-    yield from _type_checks(cloud, target_type, seed)
-    slots = len({v.volume_id for v in cloud.server_volumes})
+    yield from _type_checks(cloud, pairs)
+    slots, more = len({v.volume_id for v in cloud.server_volumes}), len(pairs)
     yield _check(
         "attach slot",
-        f"{slots} volumes are attached, {MAX_DISKS} fit" if slots >= MAX_DISKS else "",
-        f"{slots} of {MAX_DISKS} used",
+        f"{slots} volumes are attached, {MAX_DISKS} fit, {more} more needed"
+        if slots + more > MAX_DISKS
+        else "",
+        f"{slots} of {MAX_DISKS} used, {more} more needed",
         "detach a volume that is not needed",
-    )
-    differ = (
-        source.availability_zone
-        and server.availability_zone
-        and source.availability_zone != server.availability_zone
     )
     yield _check(
         "availability zone",
-        f"volume in '{source.availability_zone}', server in '{server.availability_zone}'"
-        if differ
-        else "",
-        f"the target is made in '{source.availability_zone or 'the default'}', as the source",
+        _each(sources, lambda source: _other_zone(source, server)),
+        _each(
+            sources,
+            lambda s: (
+                f"the target is made in '{s.availability_zone or 'the default'}', as the source"
+            ),
+        ),
         "the source could be attached across zones, so the target should be as well",
         warn=True,
     )
+
+
+def _device(source: Volume, server: Server) -> str:
+    return next((a.device for a in source.attachments if a.server_id == server.id), "")
+
+
+def _boots(source: Volume, server: Server) -> str:
+    device = _device(source, server)
+    if not device:
+        return ""
+    root = device == server.root_device if server.root_device else ROOT_DEVICES.match(device)
+    return f"{device} is the server's root disk" if root else ""
+
+
+def _other_zone(source: Volume, server: Server) -> str:
+    here, there = source.availability_zone, server.availability_zone
+    return f"volume in '{here}', server in '{there}'" if here and there and here != there else ""
 
 
 def _not_here(source: Volume, server_id: str) -> str:
@@ -232,44 +273,65 @@ def _special(source: Volume) -> str:
     return ""
 
 
-def _type_checks(cloud: CloudFacts, target_type: str, seed: Seed) -> Iterable[Check]:
-    source = cloud.source
+def _type_checks(cloud: CloudFacts, pairs: Sequence[Pair]) -> Iterable[Check]:
     known = sorted(t.name for t in cloud.types)
-    matched = any(target_type in (t.name, t.id) for t in cloud.types)
+    wanted = dict.fromkeys(pair.target_type for pair in pairs)
+    missing = [one for one in wanted if not any(one in (t.name, t.id) for t in cloud.types)]
     yield _check(
         "target type",
-        "" if matched else f"there is no volume type '{target_type}'",
-        target_type,
+        ", ".join(f"there is no volume type '{one}'" for one in missing),
+        ", ".join(wanted),
         f"types of this project: {', '.join(known)}",
     )
-    if target_type == source.type:
-        way = f"same type as the source; seeded: {seed.value}"
-    elif seed is Seed.BLANK:
-        way = "a blank volume of that type"
-    else:
-        way = "from the snapshot when its back end serves the type, else by a retype (on-demand)"
-    yield _check("seed", "", way)
-    if source.encrypted and target_type != source.type and seed is Seed.SNAPSHOT:
+    yield _check("seed", "", _each(pairs, _way))
+    encrypted = _each(pairs, _stays_encrypted)
+    if encrypted:
         yield _check(
             "encryption",
-            "the source is encrypted: a retype cannot change that",
+            encrypted,
             "",
             "--seed blank when the target's type is not encrypted the same way",
             warn=True,
         )
 
 
-def _size_checks(size_gib: int, source: Volume, guest: GuestFacts, seed: Seed) -> Iterable[Check]:
+def _way(pair: Pair) -> str:
+    if pair.target_type == pair.source.type:
+        return f"same type as the source; seeded: {pair.seed.value}"
+    if pair.seed is Seed.BLANK:
+        return "a blank volume of that type"
+    return "from the snapshot when its back end serves the type, else by a retype (on-demand)"
+
+
+def _stays_encrypted(pair: Pair) -> str:
+    changes = pair.target_type != pair.source.type and pair.seed is Seed.SNAPSHOT
+    if changes and pair.source.encrypted:
+        return "the source is encrypted: a retype cannot change that"
+    return ""
+
+
+def _size_checks(pairs: Sequence[Pair], guest: GuestFacts) -> Iterable[Check]:
+    yield _check(
+        "size",
+        _each(pairs, lambda pair: _too_small(pair, guest)),
+        _each(pairs, lambda pair: f"{pair.target_size_gib} GiB"),
+        "--seed blank" if any(p.seed is Seed.SNAPSHOT for p in pairs) else "--size with as much",
+    )
+
+
+def _too_small(pair: Pair, guest: GuestFacts) -> str:
+    source, size_gib = pair.source, pair.target_size_gib
     smaller = f"{size_gib} GiB is less than the source's {source.size_gib} GiB"
-    problem = hint = ""
-    if size_gib < source.size_gib and seed is Seed.SNAPSHOT:
-        problem, hint = f"{smaller}, which its snapshot has", "--seed blank"
-    elif size_gib < source.size_gib and guest.partition_table:
-        problem, hint = f"{smaller}, which its partition table describes", "--size with as much"
-    yield _check("size", problem, f"{size_gib} GiB", hint)
+    if size_gib < source.size_gib and pair.seed is Seed.SNAPSHOT:
+        return f"{smaller}, which its snapshot has"
+    if size_gib < source.size_gib and guest.partition_table(source.id):
+        return f"{smaller}, which its partition table describes"
+    return ""
 
 
-def _quota_checks(cloud: CloudFacts, peak: dict[str, int]) -> Iterable[Check]:
+def _quota_checks(
+    cloud: CloudFacts, pairs: Sequence[Pair], peak: dict[str, int]
+) -> Iterable[Check]:
     quota = cloud.quota
     if quota is None:
         yield _check(
@@ -281,9 +343,10 @@ def _quota_checks(cloud: CloudFacts, peak: dict[str, int]) -> Iterable[Check]:
         )
         return
     short = [_short(quota, key, more) for key, more in sorted(peak.items())]
-    size = quota.limits.get("per_volume_gigabytes", -1)
-    if 0 <= size < peak["gigabytes"] and peak["gigabytes"] and size < peak["gigabytes"] // 2:
-        short.append(f"per_volume_gigabytes: limit {size}")
+    largest = max(pair.target_size_gib for pair in pairs)
+    if 0 <= quota.limits.get("per_volume_gigabytes", -1) < largest:
+        most = quota.limits["per_volume_gigabytes"]
+        short.append(f"per_volume_gigabytes: limit {most}, {largest} needed")
     problem = "; ".join(part for part in short if part)
     yield _check(
         "quota",
@@ -318,7 +381,7 @@ def _no_guest(trouble: VolferryError | None) -> Check:
 
 
 def _guest_checks(
-    cloud: CloudFacts, guest: GuestFacts, method: Method | None, size_gib: int
+    cloud: CloudFacts, guest: GuestFacts, method: Method | None, pairs: Sequence[Pair]
 ) -> Iterable[Check]:
     other = guest.dmi_uuid and guest.dmi_uuid.lower() != cloud.server.id.lower()
     yield _check(
@@ -334,11 +397,17 @@ def _guest_checks(
         "root by sudo -n, or root itself",
         "allow the ssh user 'sudo -n' without a password, or log in as root",
     )
-    disk = guest.source_disk
     yield _check(
         "source disk",
-        "" if disk else f"no disk of the guest carries the id {cloud.source.id}",
-        f"{disk.path}, {disk.size_bytes} bytes, serial {disk.serial}" if disk else "",
+        _each(
+            cloud.sources,
+            lambda source: (
+                ""
+                if guest.source_disk(source.id)
+                else f"no disk of the guest carries the id {source.id}"
+            ),
+        ),
+        "; ".join(f"{d.path}, {d.size_bytes} bytes, serial {d.serial}" for d in guest.source_disks),
     )
     names = [fs for fs in guest.filesystems if fs.mounts]
     yield Check(
@@ -359,14 +428,7 @@ def _guest_checks(
             ", ".join(f"{t.name} {t.version}".strip() for t in method.tools(guest)),
             "install them in the guest; volferry installs nothing",
         )
-    used = sum(fs.used_bytes for fs in names)
-    free = size_gib * GIB - used
-    yield _check(
-        "space",
-        f"{used} bytes are used, the target has {size_gib * GIB}" if free < used // 20 else "",
-        f"{used / GIB:.2f} GiB used, target {size_gib} GiB",
-        "--size with more",
-    )
+    yield from _space_checks(names, pairs)
     yield _check(
         "inodes",
         "",
@@ -389,6 +451,22 @@ def _guest_checks(
         "after such a reboot the source is mounted as before; start the service by hand",
         warn=True,
     )
+
+
+def _space_checks(mounted: Sequence[Filesystem], pairs: Sequence[Pair]) -> Iterable[Check]:
+    used: Counter[str] = Counter()
+    for fs in mounted:
+        used[fs.volume_id] += fs.used_bytes
+
+    def full(pair: Pair) -> str:
+        need, size = used[pair.source.id], pair.target_size_gib * GIB
+        return f"{need} bytes are used, the target has {size}" if size - need < need // 20 else ""
+
+    def fits(pair: Pair) -> str:
+        need = used[pair.source.id]
+        return f"{need / GIB:.2f} GiB used, target {pair.target_size_gib} GiB"
+
+    yield _check("space", _each(pairs, full), _each(pairs, fits), "--size with more")
 
 
 def _method_check(wanted: Wanted, choices: Sequence[MethodChoice], method: Method | None) -> Check:
@@ -473,18 +551,12 @@ def _describe(holder: Holder) -> str:
 
 
 def _promises(plan: Plan) -> Iterable[Promise]:
-    known: Json = {
-        "size_gib": plan.target_size_gib,
-        "type": plan.target_type,
-        "now": plan.target_type,
-        "seed": plan.seed.value,
-    }
     for step in SEQUENCE:
         if step.applies(plan):
             free = step.undo_costs is Undo.FREE
             yield Promise(
                 phase=step.phase,
                 step=step.name,
-                text=fill(step.promise, known),
+                text=fill(step.promise, step.foreseen(plan)),
                 way_back="free" if free else step.undo_costs.value,
             )

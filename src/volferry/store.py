@@ -30,8 +30,8 @@ import sqlalchemy as sa
 from volferry import errors
 from volferry.model import Event, Json, Noun, Pass, Plan, Progress, Receipt, State, Transfer
 
-SCHEMA = 1
-"""Version of the tables; a file with a higher one is left alone."""
+SCHEMA = 2
+"""Version of the tables and of the plans in them; a file with another one is left alone."""
 
 ENDED = (State.DONE, State.ROLLED_BACK)
 
@@ -66,7 +66,6 @@ _transfers = sa.Table(
     "transfers",
     _tables,
     sa.Column("id", sa.Text, primary_key=True),
-    sa.Column("source", sa.Text, nullable=False),
     sa.Column("state", sa.Text, nullable=False),
     sa.Column("step", sa.Text, nullable=False),
     sa.Column("error", sa.JSON, nullable=False),
@@ -76,12 +75,19 @@ _transfers = sa.Table(
 )
 # Two transfers of one volume would each take the other's work apart. The database says no, not a
 # look beforehand: two `volferry run` may be started in the same second.
+_sources = sa.Table(
+    "sources",
+    _tables,
+    sa.Column("transfer", sa.ForeignKey("transfers.id"), primary_key=True),
+    sa.Column("source", sa.Text, primary_key=True),
+    sa.Column("ended", sa.Boolean, nullable=False),
+)
 sa.Index(
     "one_transfer_per_source",
-    _transfers.c.source,
+    _sources.c.source,
     unique=True,
-    sqlite_where=sa.not_(_transfers.c.ended),
-    postgresql_where=sa.not_(_transfers.c.ended),
+    sqlite_where=sa.not_(_sources.c.ended),
+    postgresql_where=sa.not_(_sources.c.ended),
 )
 
 
@@ -168,27 +174,31 @@ class Store:
     def create(self, transfer: Transfer) -> None:
         """Remember a new transfer.
 
-        Raises ``Refused``, naming the other one, while a transfer of the same source has not ended.
+        Raises ``Refused``, naming the other one, while a transfer of one of its sources has not
+        ended.
         """
         if not re.fullmatch(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{_ID_LENGTH - 1}}}", transfer.id):
             raise errors.Usage(f"'{transfer.id}' cannot be the id of a transfer")
-        source = transfer.plan.cloud.source.id
+        ended = transfer.state in ENDED
         values = {
             "id": transfer.id,
-            "source": source,
             "state": transfer.state.value,
             "step": transfer.step,
             "error": transfer.error,
             "plan": transfer.plan.model_dump(mode="json"),
             "created_at": transfer.created_at,
-            "ended": transfer.state in ENDED,
+            "ended": ended,
         }
+        claims = [
+            {"transfer": transfer.id, "source": source.id, "ended": ended}
+            for source in transfer.plan.cloud.sources
+        ]
         try:
-            self._write(sa.insert(_transfers).values(values))
+            self._write(sa.insert(_transfers).values(values), sa.insert(_sources).values(claims))
         except sa.exc.IntegrityError as fault:
             if any(r.id == transfer.id for r in self._read(sa.select(_transfers.c.id))):
                 raise errors.Usage(f"there is already a transfer '{transfer.id}'") from fault
-            raise self._refusal(source) from fault
+            raise self._refusal(transfer) from fault
 
     def transfer(self, id_or_prefix: str) -> Transfer:
         """The transfer with this id, or the only one whose id begins like this."""
@@ -229,7 +239,7 @@ class Store:
         self._update(id, values)
 
     def set_plan(self, id: str, plan: Plan) -> None:
-        """Replace the plan by one with other wishes (``volferry set``) of the same source."""
+        """Replace the plan by one with other wishes (``volferry set``) of the same sources."""
         self._update(id, {"plan": plan.model_dump(mode="json")})
 
     # ---- the journal -----------------------------------------------------------------------------
@@ -377,28 +387,41 @@ class Store:
 
     def _check_schema(self) -> None:
         with self._db.begin() as db:
-            _tables.create_all(db)
+            _schema.create(db, checkfirst=True)
             found = db.execute(sa.select(sa.func.max(_schema.c.version))).scalar()
+            if found in (None, SCHEMA):
+                _tables.create_all(db)
             if found is None:
                 db.execute(sa.insert(_schema).values(version=SCHEMA))
-        if found is not None and found > SCHEMA:
+        if found not in (None, SCHEMA):
             raise errors.Refused(
                 f"the store has schema {found}, this volferry knows {SCHEMA}"
                 f" ({self._db.url.render_as_string(hide_password=True)})",
                 data="nothing was read or changed",
-                hint="use the volferry that wrote it, or a newer one",
+                hint="use the volferry that wrote it, or a newer one"
+                if found > SCHEMA
+                else "end its transfers with the volferry that wrote it; --state DIR or "
+                "VOLFERRY_STATE names another place for new ones",
             )
 
-    def _refusal(self, source: str) -> errors.Refused:
+    def _refusal(self, transfer: Transfer) -> errors.Refused:
+        """Why a transfer cannot have all of its sources."""
+        wanted = [source.id for source in transfer.plan.cloud.sources]
         other = self._read(
-            sa.select(_transfers.c.id, _transfers.c.state).where(
-                _transfers.c.source == source, sa.not_(_transfers.c.ended)
+            sa.select(_transfers.c.id, _transfers.c.state, _sources.c.source)
+            .join(_sources)
+            .where(
+                _sources.c.source.in_(wanted),
+                sa.not_(_sources.c.ended),
+                _transfers.c.id != transfer.id,
             )
         )
-        names = ", ".join(f"'{r.id}' ({r.state})" for r in other) or "another transfer"
+        taken = ", ".join(f"'{r.source}'" for r in other) or " or ".join(map(repr, wanted))
+        names = ", ".join(dict.fromkeys(f"'{r.id}' ({r.state})" for r in other))
+        names = names or "another transfer"
         first = other[0].id if other else "ID"
         return errors.Refused(
-            f"volume '{source}' is already being moved by {names}",
+            f"volume {taken} is already being moved by {names}",
             data="nothing was changed",
             hint=f"volferry resume {first}     goes on with it\n"
             f"volferry rollback {first}   takes it back",
@@ -421,17 +444,21 @@ class Store:
         return int(key[0])
 
     def _update(self, id: str, values: dict[str, Any]) -> None:
-        change = sa.update(_transfers).where(_transfers.c.id == id).values(values)
+        changes = [sa.update(_transfers).where(_transfers.c.id == id).values(values)]
+        if "ended" in values:
+            claims = sa.update(_sources).where(_sources.c.transfer == id)
+            changes.append(claims.values(ended=values["ended"]))
         try:
-            changed = self._write(change)
+            changed = self._write(*changes)
         except sa.exc.IntegrityError as fault:  # it had ended, and another has begun since
-            raise self._refusal(self.transfer(id).plan.cloud.source.id) from fault
+            raise self._refusal(self.transfer(id)) from fault
         if not changed:
             self.transfer(id)  # says what exists
 
-    def _write(self, statement: sa.Insert | sa.Update) -> int:
+    def _write(self, *statements: sa.Insert | sa.Update) -> int:
+        """All of them or none. -> rows that the last one concerned"""
         with self._db.begin() as db:
-            return db.execute(statement).rowcount
+            return [db.execute(statement).rowcount for statement in statements][-1]
 
     def _read(self, statement: sa.Select[Any]) -> Sequence[sa.Row[Any]]:
         with self._db.connect().execution_options(writes=False) as db:

@@ -101,11 +101,11 @@ class Guest:
         result: Json = answer["result"]
         return result
 
-    def install(self, source: Json) -> Json:
+    def install(self, *sources: Json) -> Json:
         (self.root / "etc").mkdir(exist_ok=True)
         (self.root / "run").mkdir(exist_ok=True)
         program = base64.b64encode(AGENT.read_bytes()).decode()
-        return self.call("install", source=source, program_b64=program)
+        return self.call("install", sources=sources, program_b64=program)
 
     def start(self, job: str, request: Json, job_id: str = "") -> str:
         job_id = job_id or f"{job}-{uuid.uuid4().hex[:6]}"

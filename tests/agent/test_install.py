@@ -23,7 +23,7 @@ def test_installing_twice_is_installing_once(guest: Guest) -> None:
 def test_a_compressed_program_is_the_same_program(guest: Guest) -> None:
     packed = base64.b64encode(zlib.compress(AGENT.read_bytes(), 9)).decode()
     assert len(packed) < 100 * 1024, "it has to fit into one argument of a command"
-    result = guest.call("install", source=SOURCE, program_b64=packed)
+    result = guest.call("install", sources=[SOURCE], program_b64=packed)
     assert Path(result["agent"]).read_bytes() == AGENT.read_bytes()
 
 
@@ -41,6 +41,15 @@ def test_two_transfers_cannot_have_one_volume(guest: Guest) -> None:
     assert told.value.kind == "refused"
     guest.call("uninstall", files=[])
     other.install(SOURCE)
+
+
+def test_all_volumes_of_a_transfer_are_claimed_or_none(guest: Guest) -> None:
+    other, log = Guest(guest.root, transfer="tr-other"), {**SOURCE, "volume_id": "log-volume"}
+    guest.install(SOURCE)
+    with pytest.raises(Told, match=f"claimed by transfer '{guest.transfer}'"):
+        other.install(log, SOURCE)
+    claims = guest.install(log, SOURCE)["claims"]
+    assert [Path(path).read_text() for path in claims] == [guest.transfer] * 2
 
 
 def test_a_claim_that_is_a_link_is_not_followed(guest: Guest, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ goes through its intermediate states on that clock. The same calls therefore alw
 import asyncio
 import dataclasses
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from volferry.cloud import CloudVerbs, TypeNotReachable, lookup, nouns
@@ -26,6 +26,7 @@ from volferry.cloud.tenant import must_carry, only
 from volferry.errors import Doubt, NotFound, Stop
 from volferry.model import (
     MARK,
+    SOURCE,
     Attachment,
     CloudFacts,
     Quota,
@@ -192,9 +193,11 @@ class FakeCloud(Waits):
         self._server(server_id)
         return tuple(self._lines[server_id])
 
-    async def facts(self, server: str, volume: str) -> CloudFacts:
+    async def facts(self, server: str, volumes: Sequence[str]) -> CloudFacts:
         await self._request()
         found = self._server(self._named("server", server, self._servers))
+        ids = [self._named("volume", volume, self._volumes) for volume in volumes]
+        lookup.distinct(volumes, ids)
         lines = tuple(self._lines[found.id])
         types = (VolumeType(id=t.id, name=t.name) for t in self._types.values())
         return CloudFacts(
@@ -204,28 +207,25 @@ class FakeCloud(Waits):
             block_storage_version="3.71",
             compute_version="2.96",
             server=found.model_copy(update={"root_device": nouns.root_device(found, lines)}),
-            source=self._volume(self._named("volume", volume, self._volumes)),
+            sources=tuple(map(self._volume, ids)),
             server_volumes=lines,
             types=tuple(types),
             quota=None if self.quota_error else self._quota(),
             quota_error=self.quota_error,
         )
 
-    async def find_volume(self, mark: str, name: str = "") -> Volume | None:
+    async def find_volume(self, mark: str, source_id: str = "") -> Volume | None:
         await self._request()
-        every = self._volumes.values()
-        ours = [v for v in every if v.metadata.get(MARK) == mark and name in ("", v.name)]
-        return only(ours, mark)
+        return only(self._volumes.values(), mark, source_id)
 
-    async def find_snapshot(self, mark: str) -> Snapshot | None:
+    async def find_snapshot(self, mark: str, source_id: str = "") -> Snapshot | None:
         await self._request()
-        ours = [s for s in self._snapshots.values() if s.metadata.get(MARK) == mark]
-        return only(ours, mark)
+        return only(self._snapshots.values(), mark, source_id)
 
     # ---- making ------------------------------------------------------------------------------
 
     async def create_snapshot(self, volume_id: str, name: str, mark: str) -> Snapshot:
-        found = await self.find_snapshot(mark)
+        found = await self.find_snapshot(mark, volume_id)
         if found is not None:
             return found
         await self._request()
@@ -241,7 +241,7 @@ class FakeCloud(Waits):
             size_gib=source.size_gib,
             status="creating",
             progress="0%",
-            metadata={MARK: mark},
+            metadata={MARK: mark, SOURCE: volume_id},
         )
         self.around_effect("before", "create_snapshot")
         self._snapshots[made.id] = made
@@ -268,12 +268,13 @@ class FakeCloud(Waits):
         size_gib: int,
         type: str,
         mark: str,
+        source_id: str,
         snapshot_id: str | None = None,
         availability_zone: str | None = None,
         description: str = "",
         metadata: Mapping[str, str] | None = None,
     ) -> Volume:
-        found = await self.find_volume(mark, name)
+        found = await self.find_volume(mark, source_id)
         if found is not None:
             return found
         await self._request()
@@ -300,7 +301,7 @@ class FakeCloud(Waits):
             encrypted=self._types[type].encrypted,
             snapshot_id=snapshot_id or "",
             description=description,
-            metadata={**(metadata or {}), MARK: mark},
+            metadata={**(metadata or {}), MARK: mark, SOURCE: source_id},
         )
         self.around_effect("before", "create_volume")
         self._volumes[made.id] = made

@@ -41,7 +41,8 @@ surrogateescape, so bytes that are not UTF-8 arrive as lone surrogates (``\\udcf
 Verbs
 -----
 ``facts``      {refs: [REF], units: [str]?, walk_s: float?}            -> see ``verb_facts``
-``install``    {transfer, source: REF, program_b64: str}               -> {state_dir, agent, claim}
+``install``    {transfer, sources: [REF], program_b64: str}           -> {state_dir, agent,
+                                                                           claims: [path]}
                the program's text in base64, as it is or compressed by zlib: Linux takes no argument
                of a command beyond 128 KiB, and over stdin the request is one
 ``apply``      {transfer, files: [FILE], udev: bool, trigger: [REF], systemd: bool}

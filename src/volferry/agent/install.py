@@ -50,7 +50,7 @@ def trusted_directory(path: str) -> None:
 
 
 def verb_install(place: Place, request: Json) -> Json:
-    """Make the state directory, put the program there under its hash, claim the source volume."""
+    """Make the state directory, put the program there under its hash, claim the source volumes."""
     transfer = safe_name(request["transfer"], "transfer id")
     program = base64.b64decode(request["program_b64"])
     if program[:1] == b"\x78":  # no Python program begins with a zlib header
@@ -58,19 +58,34 @@ def verb_install(place: Place, request: Json) -> Json:
     state_dir = place.state_dir(transfer)
     for folder in (place.base, place.base + "/claims", state_dir):
         trusted_directory(folder)
-    claim = claim_volume(place, request["source"], transfer)
+    claims = claim_volumes(place, request["sources"], transfer)
     name = "agent-{}.py".format(hashlib.sha256(program).hexdigest()[:12])
     agent = os.path.join(state_dir, name)
     if read_bytes(agent) != program:
         write_atomically(agent, program, 0o700)
     write_json(os.path.join(state_dir, "settings.json"), place.settings)
-    return {"state_dir": state_dir, "agent": agent, "claim": claim}
+    return {"state_dir": state_dir, "agent": agent, "claims": claims}
 
 
-def claim_volume(place: Place, source: Json, transfer: str) -> str:
-    """O_EXCL decides between two transfers of one volume, whoever controls them."""
-    volume = safe_name(source.get("volume_id"), "volume id")
-    path = os.path.join(place.base, "claims", volume)
+def claim_volumes(place: Place, sources: List[Json], transfer: str) -> List[str]:
+    """All of them or none: a transfer that is refused one must not hold the others."""
+    volumes = [safe_name(source.get("volume_id"), "volume id") for source in sources]
+    paths = [os.path.join(place.base, "claims", volume) for volume in volumes]
+    made = []
+    try:
+        for volume, path in zip(volumes, paths):
+            if claim(volume, path, transfer):
+                made.append(path)
+    except AgentError:
+        for path in made:
+            os.unlink(path)
+        raise
+    return paths
+
+
+def claim(volume: str, path: str, transfer: str) -> bool:
+    """O_EXCL decides between two transfers of one volume, whoever controls them. -> False when it
+    was ours already"""
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
         fd = os.open(path, flags, 0o600)
@@ -83,14 +98,14 @@ def claim_volume(place: Place, source: Json, transfer: str) -> str:
                 "nothing was changed",
                 "end that transfer first, or remove {} when it is gone for good".format(path),
             )
-        return path
+        return False
     try:
         os.write(fd, transfer.encode("ascii"))
         os.fsync(fd)
     finally:
         os.close(fd)
     fsync_directory(to_bytes(os.path.dirname(path)))
-    return path
+    return True
 
 
 def claimed_by(path: str) -> str:

@@ -51,15 +51,15 @@ def rows(store: Store, transfers: Iterable[Transfer]) -> list[dict[str, Any]]:
 
 
 def _row(store: Store, one: Transfer) -> dict[str, Any]:
-    source, target = one.plan.cloud.source, one.plan.target_type
+    moves = dict.fromkeys((pair.source.type, pair.target_type) for pair in one.plan.pairs)
     busy = one.state in (State.RUNNING, State.ROLLING_BACK)
     dead = busy and store.running(one.id) is None
     outcome = store.receipts(one.id).get("cutover", {}).get("outcome", {})
     return {
         "id": one.id,
         "server": one.plan.cloud.server.name,
-        "volume": source.name or source.id,
-        "type": source.type if source.type == target else f"{source.type} -> {target}",
+        "volume": one.plan.cloud.label,
+        "type": ", ".join(old if old == new else f"{old} -> {new}" for old, new in moves),
         "state": f"{one.state.value} (nobody carries it)" if dead else one.state.value,
         "step": one.step,
         "downtime_s": outcome.get("downtime_s"),

@@ -179,7 +179,9 @@ def access(options: dict[str, Any]) -> "Access":
     )
 
 
-def wanted(settings: Settings, server: str, volume: str, options: dict[str, Any]) -> "Wanted":
+def wanted(
+    settings: Settings, server: str, volumes: tuple[str, ...], options: dict[str, Any]
+) -> "Wanted":
     """The command line as ``Wanted``. Raises ``Usage`` for words that contradict each other."""
     from volferry.model import Timeouts, Wanted  # noqa: PLC0415 - help needs no model
 
@@ -196,6 +198,13 @@ def wanted(settings: Settings, server: str, volume: str, options: dict[str, Any]
             data="nothing was changed",
             hint="--start CMD starts it again; --start true when something else does",
         )
+    for flag, name in (("--size", "size_gib"), ("--name", "name")):
+        if name in given and len(volumes) > 1:
+            raise errors.Usage(
+                f"{flag} is for one volume, and {len(volumes)} are named: {', '.join(volumes)}",
+                data="nothing was changed",
+                hint=f"without {flag} every target takes after its source",
+            )
     cloud, region = cloud_of(settings)
     deadlines = {
         f"{word}_s": given.pop(f"{word}_timeout")
@@ -212,7 +221,7 @@ def wanted(settings: Settings, server: str, volume: str, options: dict[str, Any]
             "os_cloud": cloud,
             "os_region": region,
             "server": server,
-            "volume": volume,
+            "volumes": volumes,
             "access": access(options),
             "units": tuple(units),
             "read_only": not options.get("no_read_only"),
@@ -245,7 +254,7 @@ def complete_ids(
     return [
         CompletionItem(
             one.id,
-            help=f"{one.state.value}: {one.plan.cloud.source.name} in {one.plan.cloud.server.name}",
+            help=f"{one.state.value}: {one.plan.cloud.label} in {one.plan.cloud.server.name}",
         )
         for one in reversed(found)
         if one.id.startswith(incomplete)

@@ -22,6 +22,7 @@ EXAMPLES = (
         "volferry plan web-03 data --type cbs-premium --units auto --save plan.yaml",
         "a file to review and keep; 'volferry run plan.yaml' carries it out",
     ),
+    ("volferry plan web-03 data wal --units auto", "two volumes in one transfer"),
     ("volferry plan web-03 data -f json -c checks", "the checks, for a script"),
 )
 
@@ -29,11 +30,11 @@ EXAMPLES = (
 @click.command(
     "plan",
     cls=Manual,
-    synopsis=("SERVER VOLUME [OPTIONS]",),
+    synopsis=("SERVER VOLUME [VOLUME…] [OPTIONS]",),
     examples=EXAMPLES,
 )
 @click.argument("server")
-@click.argument("volume")
+@click.argument("volumes", nargs=-1, required=True, metavar="VOLUME…")
 @wanted_options
 @access_options
 @grouped("Output", "--save", metavar="FILE", help="Write the plan as YAML, for 'volferry run'.")
@@ -45,7 +46,7 @@ def command(
     /,
     *,
     server: str,
-    volume: str,
+    volumes: tuple[str, ...],
     save: str | None,
     format_: str | None,
     columns: tuple[str, ...],
@@ -53,15 +54,16 @@ def command(
 ) -> None:
     """Look everything up and check it; change nothing.
 
-    SERVER and VOLUME are names or ids. Cloud and guest are asked for everything that could make the
-    transfer fail later; each check is ok, a warning or a refusal, with its figures. Then come the
+    SERVER and VOLUME are names or ids; several volumes move together, in one cutover, all or none.
+    Cloud and guest are asked for everything that could make the transfer fail later; each check is
+    ok, a warning or a refusal, with its figures. Then come the
     quota that is needed at the peak, the predicted downtime and where it comes from, and what is
     promised at the end of each phase with the way back.
 
     With refusals the exit code is 1. --save writes the plan all the same, for whoever has to mend
     what it names.
     """
-    wishes = wanted(settings, server, volume, options)
+    wishes = wanted(settings, server, volumes, options)
     plan = make(settings, wishes, listen.make(settings))
     if format_ or columns:
         show_record(plan.model_dump(mode="json"), format_ or "table", columns)
@@ -89,9 +91,8 @@ def refuse(plan: Plan) -> None:
     if not refusals:
         return
     names = ", ".join(check.name for check in refusals)
-    source = plan.cloud.source
     raise errors.Refused(
-        f"volume '{source.name or source.id}' cannot be moved: "
+        f"volume '{plan.cloud.label}' cannot be moved: "
         f"{len(refusals)} {'refusal' if len(refusals) == 1 else 'refusals'} ({names})",
         data="nothing was changed",
         hint="\n".join(check.hint for check in refusals if check.hint),

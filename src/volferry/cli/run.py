@@ -1,5 +1,6 @@
 """``volferry run``: carry out a plan, from a file or made now."""
 
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ EXAMPLES = (
         "volferry run web-03 data --type cbs-premium --unit postgresql.service",
         "plan, ask once, move",
     ),
+    ("volferry run web-03 data wal --units auto", "two volumes in one cutover, all or none"),
     ("volferry run plan.yaml", "carry out a reviewed plan; it is checked again first"),
     (
         "volferry run web-03 data --units auto --cutover 'at 02:00' --max-downtime 5s --yes",
@@ -39,6 +41,7 @@ EXAMPLES = (
     ),
     ("volferry run web-03 data --units auto --hold", "stop after the cutover, before 'finish'"),
 )
+_TIME = re.compile(r"(\d{4}-\d\d-\d\dT)?\d{1,2}:\d\d")
 _OF_ACCESS = ("ssh", "ssh_config", "local")
 
 
@@ -49,10 +52,10 @@ def _files(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[
 @click.command(
     "run",
     cls=Manual,
-    synopsis=("SERVER VOLUME [OPTIONS]", "PLAN.yaml [--yes]"),
+    synopsis=("SERVER VOLUME [VOLUME…] [OPTIONS]", "PLAN.yaml [--yes]"),
     examples=EXAMPLES,
 )
-@click.argument("what", nargs=-1, metavar="SERVER VOLUME | PLAN.yaml", shell_complete=_files)
+@click.argument("what", nargs=-1, metavar="SERVER VOLUME… | PLAN.yaml", shell_complete=_files)
 @wanted_options
 @access_options
 @grouped("Confirmation", "-y", "--yes", is_flag=True, help="Do not ask before it starts.")
@@ -107,8 +110,8 @@ def _plan(
         listener.begin("plan")
         listener.tell(essentials(plan))
         return plan
-    if len(what) == 2:
-        wishes = wanted(settings, *what, options)
+    if len(what) > 1 and not any(map(_TIME.match, what[2:])):
+        wishes = wanted(settings, what[0], what[1:], options)
         listener.begin("plan")
         plan = make(settings, wishes, listener)
         listener.tell(essentials(plan))
@@ -116,11 +119,16 @@ def _plan(
         checked = "every check that could fail later was made; nothing was changed"
         listener.tell([Line(checked, "good", "ok")])
         return plan
-    split = "--cutover 'at 02:00' is one word" if any(":" in word for word in what) else ""
+    if what:
+        raise errors.Usage(
+            f"'{next(filter(_TIME.match, what[2:]))}' is a time, not a volume",
+            data="nothing was changed",
+            hint="--cutover 'at 02:00' is one word",
+        )
     raise errors.Usage(
-        f"run takes SERVER VOLUME or a plan file, not {len(what)} names",
+        "run takes SERVER VOLUME… or a plan file, not 0 names",
         data="nothing was changed",
-        hint=split or "volferry run --help",
+        hint="volferry run --help",
     )
 
 
@@ -158,10 +166,9 @@ def _consent(plan: Plan, yes: bool) -> None:
     """Ask once, where there is somebody to ask."""
     if yes or not (is_terminal(sys.stdin) and is_terminal(sys.stderr)):
         return
-    name = plan.cloud.source.name or plan.cloud.source.id
     say([Line("")])
     try:
-        agreed = click.confirm(f"move '{plain(name)}' now?", default=False, err=True)
+        agreed = click.confirm(f"move '{plain(plan.cloud.label)}' now?", default=False, err=True)
     except click.Abort:
         raise carry.Interrupted("interrupted", data="nothing was changed") from None
     if not agreed:

@@ -44,3 +44,15 @@ def choose(kind: Kind, wanted: str, every: Sequence[Mapping[str, Any]]) -> dict[
         if close
         else f"'openstack {kind} list' shows those that the project has",
     )
+
+
+def distinct(wanted: Sequence[str], ids: Sequence[str]) -> None:
+    """Raise ``Usage`` when one volume was named twice, perhaps by its name and by its id."""
+    for place, id in enumerate(ids):
+        first = ids.index(id)
+        if first < place:
+            raise Usage(
+                f"'{wanted[first]}' and '{wanted[place]}' are one volume, {id}",
+                data="nothing was changed",
+                hint="name each volume once",
+            )

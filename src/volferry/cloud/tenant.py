@@ -8,7 +8,7 @@ cannot be interrupted: a cancelled verb may still be carried out, which is what 
 """
 
 import asyncio
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from volferry.cloud import lookup, nouns
@@ -19,6 +19,7 @@ from volferry.cloud.verbs import CloudVerbs
 from volferry.errors import Doubt, NotFound, Stop
 from volferry.model import (
     MARK,
+    SOURCE,
     CloudFacts,
     Server,
     ServerVolume,
@@ -81,12 +82,13 @@ class Cloud(Waits):
             map(nouns.server_volume, await self._ask.get("compute", path, "volumeAttachments"))
         )
 
-    async def facts(self, server: str, volume: str) -> CloudFacts:
-        found_server, found_volume = await asyncio.gather(
+    async def facts(self, server: str, volumes: Sequence[str]) -> CloudFacts:
+        found_server, *found_volumes = await asyncio.gather(
             self._named("compute", "server", server),
-            self._named("block-storage", "volume", volume),
+            *(self._named("block-storage", "volume", volume) for volume in volumes),
         )
-        volumes, types, (quota, quota_error) = await asyncio.gather(
+        lookup.distinct(volumes, [found["id"] for found in found_volumes])
+        lines, types, (quota, quota_error) = await asyncio.gather(
             self.server_volumes(found_server["id"]), self._types(), self._ask.quota()
         )
         known = nouns.server(found_server)
@@ -96,34 +98,30 @@ class Cloud(Waits):
             project_id=self._wire.project_id,
             block_storage_version=self._wire.version("block-storage"),
             compute_version=self._wire.version("compute"),
-            server=known.model_copy(update={"root_device": nouns.root_device(known, volumes)}),
-            source=nouns.volume(found_volume),
-            server_volumes=volumes,
+            server=known.model_copy(update={"root_device": nouns.root_device(known, lines)}),
+            sources=tuple(map(nouns.volume, found_volumes)),
+            server_volumes=lines,
             types=types,
             quota=quota,
             quota_error=quota_error,
         )
 
-    async def find_volume(self, mark: str, name: str = "") -> Volume | None:
-        found = [
-            v
-            for v in map(nouns.volume, await self._ask.list("block-storage", "/volumes/detail"))
-            if v.metadata.get(MARK) == mark and name in ("", v.name)
-        ]
-        return only(found, mark)
+    async def find_volume(self, mark: str, source_id: str = "") -> Volume | None:
+        every = map(nouns.volume, await self._ask.list("block-storage", "/volumes/detail"))
+        return only(every, mark, source_id)
 
-    async def find_snapshot(self, mark: str) -> Snapshot | None:
-        found = [
-            s
-            for s in map(nouns.snapshot, await self._ask.list("block-storage", "/snapshots/detail"))
-            if s.metadata.get(MARK) == mark
-        ]
-        return only(found, mark)
+    async def find_snapshot(self, mark: str, source_id: str = "") -> Snapshot | None:
+        every = map(nouns.snapshot, await self._ask.list("block-storage", "/snapshots/detail"))
+        return only(every, mark, source_id)
 
     # ---- making ------------------------------------------------------------------------------
 
     async def create_snapshot(self, volume_id: str, name: str, mark: str) -> Snapshot:
-        wanted: dict[str, Any] = {"volume_id": volume_id, "name": name, "metadata": {MARK: mark}}
+        wanted: dict[str, Any] = {
+            "volume_id": volume_id,
+            "name": name,
+            "metadata": {MARK: mark, SOURCE: volume_id},
+        }
         if not self._wire.supports("block-storage", SNAPSHOT_IN_USE):
             wanted["force"] = True
 
@@ -137,7 +135,7 @@ class Cloud(Waits):
             )
             return nouns.snapshot(field(answer, "snapshot", "block-storage"))
 
-        return await self._ask.once(lambda: self.find_snapshot(mark), post)
+        return await self._ask.once(lambda: self.find_snapshot(mark, volume_id), post)
 
     async def create_volume(
         self,
@@ -146,6 +144,7 @@ class Cloud(Waits):
         size_gib: int,
         type: str,
         mark: str,
+        source_id: str,
         snapshot_id: str | None = None,
         availability_zone: str | None = None,
         description: str = "",
@@ -156,7 +155,7 @@ class Cloud(Waits):
             "size": size_gib,
             "volume_type": type,
             "description": description,
-            "metadata": {**(metadata or {}), MARK: mark},
+            "metadata": {**(metadata or {}), MARK: mark, SOURCE: source_id},
         }
         if snapshot_id:
             wanted["snapshot_id"] = snapshot_id
@@ -173,7 +172,7 @@ class Cloud(Waits):
             )
             return nouns.volume(field(answer, "volume", "block-storage"))
 
-        return await self._ask.once(lambda: self.find_volume(mark, name), post)
+        return await self._ask.once(lambda: self.find_volume(mark, source_id), post)
 
     async def retype(self, volume_id: str, type: str) -> None:
         async def done() -> bool | None:
@@ -389,8 +388,13 @@ def must_carry(mark: str, seen: Volume | Snapshot) -> None:
 M = TypeVar("M", Volume, Snapshot)
 
 
-def only(found: list[M], mark: str) -> M | None:
-    """The one that carries the mark, or None; ``Doubt`` when there are several."""
+def only(every: Iterable[M], mark: str, source_id: str = "") -> M | None:
+    """The one that carries the mark (and the source's id), or None; ``Doubt`` for several."""
+    found = [
+        one
+        for one in every
+        if one.metadata.get(MARK) == mark and source_id in ("", one.metadata.get(SOURCE))
+    ]
     if len(found) > 1:
         listed = ", ".join(f"{one.id} ({one.name}, {one.status})" for one in found)
         raise Doubt(

@@ -8,7 +8,7 @@ Any verb may raise ``Retry`` when the cloud could not be asked or stayed busy lo
 own patience, and ``NotFound`` when the object that it was given does not exist.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, Protocol, TypeAlias
 
 from volferry.errors import Stop
@@ -40,11 +40,12 @@ class CloudVerbs(Protocol):
 
     # ---- looking -----------------------------------------------------------------------------
 
-    async def facts(self, server: str, volume: str) -> CloudFacts:
-        """All that the cloud says about a volume in a server, each given by id or by name.
+    async def facts(self, server: str, volumes: Sequence[str]) -> CloudFacts:
+        """All that the cloud says about volumes in a server, each given by id or by name.
 
         Changes nothing. An id wins over a name. Raises ``Usage`` when a name is unknown (with
-        similar names) or carried by two objects (with both ids, their status and creation date).
+        similar names) or carried by two objects (with both ids, their status and creation date),
+        and when one volume is named twice.
         """
 
     async def volume(self, volume_id: str) -> Volume: ...
@@ -55,21 +56,23 @@ class CloudVerbs(Protocol):
 
     async def server_volumes(self, server_id: str) -> tuple[ServerVolume, ...]: ...
 
-    async def find_volume(self, mark: str, name: str = "") -> Volume | None:
+    async def find_volume(self, mark: str, source_id: str = "") -> Volume | None:
         """The volume whose metadata carries ``mark`` under ``model.MARK``, or None.
 
-        ``name`` narrows it down when given. Raises ``Doubt`` naming them when there are several.
+        ``source_id``: the one that carries that as well, under ``model.SOURCE``. Raises ``Doubt``
+        naming them when there are several.
         """
 
-    async def find_snapshot(self, mark: str) -> Snapshot | None:
-        """The snapshot that carries ``mark``, or None; ``Doubt`` when there are several."""
+    async def find_snapshot(self, mark: str, source_id: str = "") -> Snapshot | None:
+        """The snapshot that carries ``mark``, or None; the rest as for ``find_volume``."""
 
     # ---- making ------------------------------------------------------------------------------
 
     async def create_snapshot(self, volume_id: str, name: str, mark: str) -> Snapshot:
-        """Ask for a snapshot of a volume, in use or not; an own one that exists is returned.
+        """Ask for a snapshot of a volume, in use or not; an own one of it is returned instead.
 
-        Returns at once, usually with status ``creating``: see ``wait_snapshot``. Raises ``Stop``
+        Returns at once, usually with status ``creating``: see ``wait_snapshot``. It carries
+        ``mark`` under ``model.MARK`` and the volume's id under ``model.SOURCE``. Raises ``Stop``
         with the figures when a quota is exceeded.
         """
 
@@ -80,16 +83,18 @@ class CloudVerbs(Protocol):
         size_gib: int,
         type: str,
         mark: str,
+        source_id: str,
         snapshot_id: str | None = None,
         availability_zone: str | None = None,
         description: str = "",
         metadata: Mapping[str, str] | None = None,
     ) -> Volume:
-        """Ask for a volume, blank or from a snapshot; an own one of this name is returned.
+        """Ask for a volume, blank or from a snapshot; an own one for this source is returned.
 
-        Returns at once, usually with status ``creating``: see ``wait_volume``. ``mark`` is added to
-        ``metadata`` under ``model.MARK``. Raises ``TypeNotReachable`` when the snapshot's back end
-        does not serve ``type``, ``Stop`` with the figures when a quota is exceeded.
+        Returns at once, usually with status ``creating``: see ``wait_volume``. ``mark`` and
+        ``source_id`` are added to ``metadata`` under ``model.MARK`` and ``model.SOURCE``. Raises
+        ``TypeNotReachable`` when the snapshot's back end does not serve ``type``, ``Stop`` with the
+        figures when a quota is exceeded.
         """
 
     async def retype(self, volume_id: str, type: str) -> None:

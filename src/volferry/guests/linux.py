@@ -11,7 +11,7 @@ import hashlib
 import json
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from volferry.agent import program
@@ -137,10 +137,11 @@ class LinuxGuest:
     # ---- looking ---------------------------------------------------------------------------------
 
     async def facts(
-        self, source: DiskRef, *, units: Sequence[str] = (), walk_s: float = WALK_S
+        self, sources: Sequence[DiskRef], *, units: Sequence[str] = (), walk_s: float = WALK_S
     ) -> GuestFacts:
         """All that the plan needs to know; changes nothing and leaves nothing behind."""
-        return linux_facts.read(await self.ask_facts([source.model_dump()], units, walk_s), source)
+        refs = [source.model_dump() for source in sources]
+        return linux_facts.read(await self.ask_facts(refs, units, walk_s), sources)
 
     async def ask_facts(self, refs: Sequence[Json], units: Sequence[str], walk_s: float) -> Json:
         """The same, raw: what ``linux_facts`` reads and ``tests/facts`` keeps."""
@@ -159,50 +160,48 @@ class LinuxGuest:
             serial=found["serial"],
             read_only=found["read_only"],
             dev=found["dev"],
+            volume_id=ref.volume_id,
         )
 
     async def disks(self) -> Sequence[Disk]:
         """Every disk that the guest shows."""
         return linux_facts.disks(await self.ask_facts([], [], 0.0))
 
-    async def not_mounted_from(self, ref: DiskRef, planned: GuestFacts) -> str:
-        """What is wrong when the planned mount points do not show this disk; empty when they do."""
-        [found] = (await self._ask("find", {"refs": [ref.model_dump()]}))["disks"]
-        if found["state"] == "absent":
-            return f"volume {ref.volume_id} is not in the guest"
-        devices = {found["path"], *(part["path"] for part in found["partitions"])}
-        numbers = {found["dev"], *(part["dev"] for part in found["partitions"])}
+    async def not_on_targets(self, scene: Scene) -> str:
+        """What is wrong when a planned mount point does not show its target; empty when all do."""
+        pairs = self.pairs(scene)
+        found = (await self._ask("find", {"refs": [pair["target"] for pair in pairs]}))["disks"]
         table = await self._channel.run(["cat", "/proc/self/mountinfo"], timeout_s=30)
         entries = mounts.parse(table.text)
-        for target in (m.target for fs in planned.filesystems for m in fs.mounts):
-            seen = [entry for entry in entries if entry.target == target]
-            if not seen:
-                return f"nothing is mounted on {target}"
-            # btrfs mounts have a device number of their own: the source's path tells.
-            if seen[-1].dev not in numbers and seen[-1].source not in devices:
-                return f"{target} shows {seen[-1].source}, not {found['path']}"
+        for pair, disk in zip(pairs, found, strict=True):
+            if disk["state"] == "absent":
+                return f"volume {pair['target']['volume_id']} is not in the guest"
+            moving = _moving(scene.plan.guest, pair["source"]["volume_id"])
+            wrong = _not_shown(disk, moving, entries)
+            if wrong:
+                return wrong
         return ""
 
     # ---- putting in and taking out ---------------------------------------------------------------
 
-    async def install(self, source: DiskRef) -> Receipt:
-        """Leave the agent in the guest and claim the source for this transfer.
+    async def install(self, sources: Sequence[DiskRef]) -> Receipt:
+        """Leave the agent in the guest and claim the sources for this transfer, all or none.
 
-        Raises ``Refused`` when another transfer has claimed it.
+        Raises ``Refused`` when another transfer has claimed one of them.
         """
         return await self._ask(
             "install",
             {
-                "source": source.model_dump(),
+                "sources": [source.model_dump() for source in sources],
                 "program_b64": base64.b64encode(self._program).decode("ascii"),
             },
         )
 
-    async def quarantine(self, volume_id: str) -> Receipt:
-        """Keep the disk of a volume out of use from the moment it will appear."""
+    async def quarantine(self, volume_ids: Sequence[str]) -> Receipt:
+        """Keep the disks of volumes out of use from the moment they will appear."""
         path = quarantine.path(self._transfer)
-        await self._write(path, quarantine.rule(volume_id, self._transfer))
-        return {"rule": path, "serial": volume_id[:20]}
+        await self._write(path, quarantine.rule(volume_ids, self._transfer))
+        return {"rule": path, "serials": [volume_id[:20] for volume_id in volume_ids]}
 
     async def release(self) -> None:
         """Remove the quarantine rule."""
@@ -218,18 +217,22 @@ class LinuxGuest:
 
     # ---- what the jobs are told ------------------------------------------------------------------
 
-    def pair(self, scene: Scene) -> Json:
-        """Source and target disk."""
-        source, target = scene.plan.cloud.source, scene.known["attach"]
-        return {
-            "source": {"volume_id": source.id, "size_bytes": source.size_bytes},
-            "target": {"volume_id": target["volume_id"], "size_bytes": target["size_bytes"]},
-        }
+    def pairs(self, scene: Scene) -> list[Json]:
+        """Source and target disk of each pair, in the plan's order."""
+        return [
+            {
+                "source": pair.source.ref.model_dump(),
+                "target": {"volume_id": disk["volume_id"], "size_bytes": disk["size_bytes"]},
+            }
+            for pair, disk in zip(scene.plan.pairs, scene.known["attach"]["disks"], strict=True)
+        ]
 
     def filesystems(self, scene: Scene) -> list[Json]:
         """The filesystems that move, in the shape that every job of the agent takes."""
-        pair = self.pair(scene)
-        moving = _moving(scene.plan.guest)
+        return [fs for pair in self.pairs(scene) for fs in self.filesystems_of(scene, pair)]
+
+    def filesystems_of(self, scene: Scene, pair: Json) -> list[Json]:
+        """Those of one pair."""
         return [
             {
                 "source": {**pair["source"], "partition": fs.partition},
@@ -252,23 +255,23 @@ class LinuxGuest:
                     for m in fs.mounts
                 ],
             }
-            for fs in moving
+            for fs in _moving(scene.plan.guest, pair["source"]["volume_id"])
         ]
 
     async def sides(self, scene: Scene) -> tuple[list[Json], list[str]]:
-        """The files whose content says which volume is the live one, and what changes, in words.
+        """The files whose content says which volumes are the live ones, and what changes, in words.
 
         They are written in this order; the last one is the commit, and all before it are harmless
         in between. Read fresh, so that an fstab that was edited meanwhile is not overwritten.
         """
-        source = DiskRef(
-            volume_id=scene.plan.cloud.source.id, size_bytes=scene.plan.cloud.source.size_bytes
-        )
-        now = await self.facts(source, walk_s=0.0)
+        now = await self.facts([s.ref for s in scene.plan.cloud.sources], walk_s=0.0)
         _unmoved(scene.plan.guest, now)
-        made = {fs["partition"]: fs["uuid"] for fs in scene.known["prepare"]["filesystems"]}
-        target_id = scene.known["attach"]["volume_id"]
-        return sides(now, self._transfer, source.volume_id, target_id, made)
+        targets = {p["source"]["volume_id"]: p["target"]["volume_id"] for p in self.pairs(scene)}
+        made = {
+            (fs["source_id"], fs["partition"]): fs["uuid"]
+            for fs in scene.known["prepare"]["filesystems"]
+        }
+        return sides(now, self._transfer, targets, made)
 
     # ---- jobs ------------------------------------------------------------------------------------
 
@@ -295,15 +298,17 @@ class LinuxGuest:
         same = status["job_id"].startswith(f"{job}-{key}-")
         # A cutover that died goes on from its own record when it is started under its own name.
         taken_up = same and status["state"] == "died" and uninterrupted
+        if status["state"] == "running" and not same:
+            # That of another volume, begun before a crash of this program; two at once are refused.
+            status = await self._ended(scene, deadline_s, what, uninterrupted)
         if not (same and status["state"] == "running"):
             new_id = f"{job}-{key}-{secrets.token_hex(3)}"
             job_id = status["job_id"] if taken_up else new_id
             await self._ask("start", {"job": job, "job_id": job_id, "request": request})
-        return await self._wait(scene, job, deadline_s, what, uninterrupted)
+        return _result(job, await self._ended(scene, deadline_s, what, uninterrupted))
 
-    async def _wait(
-        self, scene: Scene, job: str, deadline_s: float, what: str, uninterrupted: bool
-    ) -> Json:
+    async def _ended(self, scene: Scene, deadline_s: float, what: str, uninterrupted: bool) -> Json:
+        """The status of the job that runs, once it does not run any more."""
         ends = time.monotonic() + deadline_s
         heard = time.monotonic()
         pause = POLL_S[0]
@@ -317,7 +322,7 @@ class LinuxGuest:
                 await scene.tell("note", text=f"{lost.what}; {what} goes on in the guest")
                 status = {"state": "running", "progress": None}
             if status["state"] != "running":
-                return _result(job, status)
+                return status
             if status["progress"]:
                 await scene.progress(_progress(status["progress"], what))
             if time.monotonic() > ends:
@@ -345,7 +350,7 @@ class LinuxGuest:
         if status["state"] == "died":
             await self._ask("start", {"job": job, "job_id": status["job_id"], "request": {}})
         if status["state"] in ("running", "died"):
-            return await self._wait(scene, job, deadline_s, job, True)
+            return _result(job, await self._ended(scene, deadline_s, job, True))
         return status["result"]  # type: ignore[no-any-return]
 
     async def stop_job(self) -> None:
@@ -359,18 +364,37 @@ def keeps_identity(facts: GuestFacts) -> bool:
     return all(fs.fstype != "btrfs" for fs in _moving(facts))
 
 
-def _moving(facts: GuestFacts) -> list[Filesystem]:
-    return [fs for fs in facts.filesystems if fs.mounts]
+def _moving(facts: GuestFacts, source_id: str = "") -> list[Filesystem]:
+    """The filesystems that move, of one source or of all."""
+    return [fs for fs in facts.filesystems if fs.mounts and source_id in ("", fs.volume_id)]
+
+
+def _not_shown(
+    disk: Json, filesystems: Sequence[Filesystem], entries: Sequence[mounts.Entry]
+) -> str:
+    """What is wrong when the mount points of these filesystems do not show this disk."""
+    devices = {disk["path"], *(part["path"] for part in disk["partitions"])}
+    numbers = {disk["dev"], *(part["dev"] for part in disk["partitions"])}
+    for target in (m.target for fs in filesystems for m in fs.mounts):
+        seen = [entry for entry in entries if entry.target == target]
+        if not seen:
+            return f"nothing is mounted on {target}"
+        # btrfs mounts have a device number of their own: the source's path tells.
+        if seen[-1].dev not in numbers and seen[-1].source not in devices:
+            return f"{target} shows {seen[-1].source}, not {disk['path']}"
+    return ""
 
 
 def sides(
     facts: GuestFacts,
     transfer_id: str,
-    source_id: str,
-    target_id: str,
-    made: dict[int | None, str],
+    targets: Mapping[str, str],
+    made: Mapping[tuple[str, int | None], str],
 ) -> tuple[list[Json], list[str]]:
     """The side files, and what changes in fstab in words. Pure.
+
+    ``targets`` are the target's volume ids by their source's, ``made`` the UUIDs on the targets by
+    source and partition.
 
     With one identity on both disks the udev rule decides, and the commit is its replacement; an
     fstab entry that names the disk (``/dev/vdb``) rather than the filesystem is put right before,
@@ -378,21 +402,21 @@ def sides(
     the fstab decides, and the target is let out of quarantine before.
     """
     text, changes = facts.fstab, []
-    one_identity = all(made.get(fs.partition) == fs.uuid for fs in _moving(facts))
+    one_identity = all(made[fs.volume_id, fs.partition] == fs.uuid for fs in _moving(facts))
     for fs in _moving(facts):
         for entry in fstab.parse(facts.fstab):
             if not fstab.names_device(entry.spec, fs.names):
                 continue
             if one_identity and fstab.is_stable(entry.spec):
                 continue
-            spec = f"UUID={made[fs.partition]}"
+            spec = f"UUID={made[fs.volume_id, fs.partition]}"
             text = fstab.with_spec(text, entry.line, spec)
             changes.append(f"{FSTAB} line {entry.line}: {entry.spec} becomes {spec}")
     table: Json = {"path": FSTAB, "source": facts.fstab, "target": text}
     rule: Json = {
         "path": quarantine.path(transfer_id),
-        "source": quarantine.rule(target_id, transfer_id),
-        "target": quarantine.rule(source_id, transfer_id) if one_identity else None,
+        "source": quarantine.rule(targets.values(), transfer_id),
+        "target": quarantine.rule(targets, transfer_id) if one_identity else None,
         "mode": 0o644,
     }
     if not changes:
@@ -402,7 +426,11 @@ def sides(
 
 def _unmoved(planned: GuestFacts, now: GuestFacts) -> None:
     def where(facts: GuestFacts) -> list[object]:
-        return [(fs.partition, fs.uuid, m.target) for fs in _moving(facts) for m in fs.mounts]
+        return [
+            (fs.volume_id, fs.partition, fs.uuid, m.target)
+            for fs in _moving(facts)
+            for m in fs.mounts
+        ]
 
     if where(planned) != where(now):
         raise Doubt(

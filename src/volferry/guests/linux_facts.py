@@ -17,6 +17,7 @@ from volferry.model import (
     Json,
     Mount,
     MountBy,
+    PartitionTable,
     Tool,
     Unit,
 )
@@ -53,17 +54,14 @@ _CONTENT = {
 }
 
 
-def read(raw: Json, source: DiskRef) -> GuestFacts:
-    """All that the plan needs of the guest. ``source`` is the volume that is asked about."""
+def read(raw: Json, sources: Sequence[DiskRef]) -> GuestFacts:
+    """All that the plan needs of the guest. ``sources`` are the volumes that are asked about."""
     release = dict(_shell_assignments(raw.get("os_release") or ""))
     table = mounts.parse(raw.get("mountinfo") or "")
     known = disks(raw)
-    kname = raw["sources"].get(source.volume_id)
-    disk = next((d for d in known if kname and d.path == f"/dev/{kname}"), None)
-    filesystems, other = _content(raw, disk, table)
+    found = [disk for disk in (_source(raw, known, ref) for ref in sources) if disk]
+    filesystems, other = _content(raw, found, table)
     paths = [m.target for fs in filesystems for m in fs.mounts]
-    dump = (raw.get("sfdisk") or {}).get(disk.path if disk else "", "")
-    label = re.search(r"^label: (\w+)", dump, re.MULTILINE)
     return GuestFacts(
         family="linux",
         os_name=release.get("PRETTY_NAME", ""),
@@ -73,10 +71,9 @@ def read(raw: Json, source: DiskRef) -> GuestFacts:
         root=raw["uid"] == 0,
         python=raw.get("python") or "",
         systemd=_version(raw.get("systemd_version") or ""),
-        source_disk=disk,
+        source_disks=tuple(found),
         disks=tuple(known),
-        partition_table=label[1] if label else "",
-        partition_dump=dump,
+        partition_tables=tuple(_partition_tables(raw, found)),
         filesystems=tuple(filesystems),
         other_content=tuple(other),
         nested_mounts=tuple(raw.get("nested_mounts") or ()),
@@ -104,15 +101,38 @@ def disks(raw: Json) -> list[Disk]:
     ]
 
 
-# ---- what lies on the source ---------------------------------------------------------------------
+# ---- what lies on the sources --------------------------------------------------------------------
+
+
+def _source(raw: Json, known: Sequence[Disk], ref: DiskRef) -> Disk | None:
+    kname = raw["sources"].get(ref.volume_id)
+    disk = next((d for d in known if kname and d.path == f"/dev/{kname}"), None)
+    return disk.model_copy(update={"volume_id": ref.volume_id}) if disk else None
+
+
+def _partition_tables(raw: Json, sources: Sequence[Disk]) -> Iterator[PartitionTable]:
+    for disk in sources:
+        dump = (raw.get("sfdisk") or {}).get(disk.path, "")
+        label = re.search(r"^label: (\w+)", dump, re.MULTILINE)
+        if label:
+            yield PartitionTable(volume_id=disk.volume_id, label=label[1], dump=dump)
 
 
 def _content(
-    raw: Json, disk: Disk | None, table: list[mounts.Entry]
+    raw: Json, sources: Sequence[Disk], table: list[mounts.Entry]
 ) -> tuple[list[Filesystem], list[str]]:
-    """The mounted filesystems of the disk, and in words whatever else lies on it."""
-    if disk is None:
-        return [], []
+    """The mounted filesystems of the disks, and in words whatever else lies on them."""
+    filesystems, other = [], []
+    for disk in sources:
+        mounted, rest = _content_of(raw, disk, table)
+        filesystems += mounted
+        other += rest
+    return filesystems, other
+
+
+def _content_of(
+    raw: Json, disk: Disk, table: list[mounts.Entry]
+) -> tuple[list[Filesystem], list[str]]:
     shown = next(d for d in raw["sysblock"] if d["path"] == disk.path)
     probes = raw.get("blkid") or {}
     parts = [(p["number"], p["path"], p["dev"], p["size_bytes"]) for p in shown["partitions"]]
@@ -130,6 +150,7 @@ def _content(
         filesystems.append(
             Filesystem(
                 device=path,
+                volume_id=disk.volume_id,
                 partition=number,
                 fstype=mounted[0].fstype,
                 uuid=probe.get("UUID", ""),

@@ -1,11 +1,14 @@
-"""A udev rule that keeps one of two look-alike disks out of every storage stack.
+"""A udev rule that keeps one of each two look-alike disks out of every storage stack.
 
 A clone carries its origin's filesystem UUID, label and partition GUIDs; without this,
 ``/dev/disk/by-uuid`` flips to the clone the moment it is plugged in, and the next boot or
 ``mount -a`` mounts the stale copy (seen on Debian 12, kernel 6.1, systemd 252).
 
-Which of the two the rule names *is* the live side: replacing this one file is the commit.
+Which of the two the rule names *is* the live side: replacing this one file is the commit, for all
+volumes of a transfer at once.
 """
+
+from collections.abc import Iterable
 
 FOLDER = "/etc/udev/rules.d"
 
@@ -15,19 +18,13 @@ def path(transfer_id: str) -> str:
     return f"{FOLDER}/10-volferry-{transfer_id}.rules"
 
 
-def rule(volume_id: str, transfer_id: str) -> str:
-    """The rule that keeps the disk of a volume out; survives a reboot, removed by ``finish``.
+def rule(volume_ids: Iterable[str], transfer_id: str) -> str:
+    """The rule that keeps the disks of volumes out; survives a reboot, removed by ``finish``.
 
     ``UDEV_DISABLE_PERSISTENT_STORAGE_RULES_FLAG`` leaves the disk without by-uuid, by-label and
     by-partuuid links and without a known filesystem type, so that neither LVM's autoactivation nor
     ``btrfs device scan`` by udev sees it; ``SYSTEMD_READY=0`` keeps systemd from it.
     """
-    matches = (
-        # virtio-blk shows the first 20 characters of the volume's id, NVMe may show them all.
-        f'ATTRS{{serial}}=="{volume_id[:20]}*"',
-        # virtio-scsi has no serial attribute; its wwid ends with the whole id.
-        f'ATTRS{{wwid}}=="*{volume_id}*"',
-    )
     effects = ", ".join(
         (
             'ENV{UDEV_DISABLE_PERSISTENT_STORAGE_RULES_FLAG}="1"',
@@ -36,8 +33,18 @@ def rule(volume_id: str, transfer_id: str) -> str:
         )
     )
     lines = [
-        f"# volferry {transfer_id}: keeps volume {volume_id} out of use during a transfer.",
+        f"# volferry {transfer_id}: keeps volumes out of use during a transfer.",
         "# Removed by 'volferry finish' or 'volferry rollback'.",
-        *(f'ACTION!="remove", SUBSYSTEM=="block", {match}, {effects}' for match in matches),
     ]
+    for volume_id in volume_ids:
+        lines.append(f"# {volume_id}")
+        lines += [
+            f'ACTION!="remove", SUBSYSTEM=="block", {match}, {effects}'
+            for match in (
+                # virtio-blk shows the first 20 characters of the volume's id, NVMe may show all.
+                f'ATTRS{{serial}}=="{volume_id[:20]}*"',
+                # virtio-scsi has no serial attribute; its wwid ends with the whole id.
+                f'ATTRS{{wwid}}=="*{volume_id}*"',
+            )
+        ]
     return "\n".join(lines) + "\n"

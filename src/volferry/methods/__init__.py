@@ -79,10 +79,23 @@ class Method(abc.ABC):
     ) -> Prediction:
         """The downtime that a cutover would cost now, from what was measured so far."""
 
+    def tracks(self, plan: Plan) -> bool:
+        """Whether it notes every write to the sources from before the snapshot on."""
+        del plan
+        return False
+
     def missing_tools(self, guest: GuestFacts) -> Sequence[Tool]:
         return [tool for tool in self.tools(guest) if not tool.path]
 
     # ---- for the steps ---------------------------------------------------------------------------
+
+    async def track(self, scene: Scene) -> Receipt:
+        """Begin to note every write to the sources, where it ``tracks``; again is nothing."""
+        raise NotImplementedError
+
+    async def untrack(self, scene: Scene) -> None:
+        """End that; nothing where it never began."""
+        raise NotImplementedError
 
     @abc.abstractmethod
     async def prepare(self, scene: Scene) -> Receipt:

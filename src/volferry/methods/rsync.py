@@ -23,6 +23,7 @@ from volferry.model import (
     Json,
     MountBy,
     Outcome,
+    Pair,
     Pass,
     Prediction,
     Receipt,
@@ -64,7 +65,8 @@ class Rsync(Method):
             return "no filesystem of the volume is mounted"
         if guest.subvolumes:
             return f"{guest.subvolumes} btrfs subvolumes, which rsync -x would skip"
-        return next(filter(None, map(_declines, mounted)), "")
+        renewed = self.needs_blank(guest)
+        return next(filter(None, (_declines(fs, renewed=renewed) for fs in mounted)), "")
 
     def needs_blank(self, guest: GuestFacts) -> bool:
         # Two devices with one btrfs fsid can switch the mounted path (kernel commit a9261d4125c9):
@@ -76,7 +78,7 @@ class Rsync(Method):
         for fs in guest.filesystems:
             names.append(f"mkfs.{fs.fstype}")
             names.append({"xfs": "xfs_growfs", "btrfs": "btrfs"}.get(fs.fstype, "resize2fs"))
-        if guest.partition_table:
+        if guest.partition_tables:
             names.append("sfdisk")
         known = {tool.name: tool for tool in guest.tools}
         return [known.get(name, Tool(name=name)) for name in dict.fromkeys(names)]
@@ -116,25 +118,42 @@ class Rsync(Method):
     # ---- for the steps ---------------------------------------------------------------------------
 
     async def prepare(self, scene: Scene) -> Receipt:
-        plan, guest = scene.plan, scene.guest
-        target = scene.known["attach"]["volume_id"]
+        disks = scene.guest.pairs(scene)
+        results = [
+            await self._prepare(scene, pair, refs)
+            for pair, refs in zip(scene.plan.pairs, disks, strict=True)
+        ]
+        made = [
+            {"source_id": pair.source.id, **fs}
+            for pair, result in zip(scene.plan.pairs, results, strict=True)
+            for fs in result["filesystems"]
+        ]
+        return {
+            "filesystems": made,
+            "notes": [note for result in results for note in result["notes"]],
+            "publish_s": max(result["publish_s"] for result in results),
+            "mount_s": max(result["mount_s"] for result in results),
+            "summary": ", ".join(f"{fs['device']} {fs['fstype']} {fs['uuid']}" for fs in made),
+        }
+
+    async def _prepare(self, scene: Scene, pair: Pair, refs: Json) -> Json:
+        guest, plan = scene.guest, scene.plan
+        table = plan.guest.partition_table(pair.source.id)
         result: Json = await guest.run_job(
             scene,
             "prepare",
-            target[:8],
+            refs["target"]["volume_id"][:8],
             {
-                "seed": plan.seed.value,
-                **guest.pair(scene),
-                "partition_dump": plan.guest.partition_dump,
-                "grow": plan.target_size_gib > plan.cloud.source.size_gib,
-                "filesystems": guest.filesystems(scene),
+                "seed": pair.seed.value,
+                **refs,
+                "partition_dump": table.dump if table else "",
+                "grow": pair.grows,
+                "filesystems": guest.filesystems_of(scene, refs),
             },
             deadline_s=plan.wanted.timeouts.create_s,
-            what="preparing the target",
+            what=f"preparing the target of {pair.label}",
         )
-        made = result["filesystems"]
-        summary = ", ".join(f"{fs['device']} {fs['fstype']} {fs['uuid']}" for fs in made)
-        return {**result, "summary": summary}
+        return result
 
     async def sync(self, scene: Scene) -> Receipt:
         ends = time.monotonic() + scene.plan.wanted.timeouts.sync_s
@@ -260,14 +279,18 @@ class Rsync(Method):
         return Outcome.model_validate(result["outcome"]) if result else None
 
 
-def _declines(fs: Filesystem) -> str:
+def _declines(fs: Filesystem, *, renewed: bool) -> str:
+    """``renewed``: the targets get identities of their own, which only an fstab can be told."""
     if fs.fstype not in FILESYSTEMS:
         return f"{fs.device} is {fs.fstype}; it knows {', '.join(FILESYSTEMS)}"
     for mount in fs.mounts:
         if mount.by is MountBy.AUTOFS:
             return f"{mount.target} is mounted by autofs, which would mount it in between"
-        if mount.by is MountBy.UNIT and fs.fstype == "btrfs":
-            return f"{mount.unit} names the btrfs by its UUID; put it into fstab instead"
+        if mount.by is MountBy.UNIT and renewed:
+            return (
+                f"{mount.unit} names {fs.device} by its UUID, and with a btrfs every copy gets a "
+                "new one; put it into fstab instead"
+            )
     return ""
 
 

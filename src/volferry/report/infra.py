@@ -1,4 +1,4 @@
-"""What Terraform and OpenTofu must be told: the volume's id is new, its resource is not.
+"""What Terraform and OpenTofu must be told: a volume's id is new, its resource is not.
 
 Import ids are those of the provider's own pages: a volume by its id, an attachment as
 ``<instance id>/<volume id>``. The resources' addresses are the user's; they cannot be known here.
@@ -8,19 +8,18 @@ is not computed: after the import of a volume that was made from a snapshot, a c
 does not name the snapshot would *replace* it. So what the configuration has to say is part of this.
 """
 
-from volferry.model import Plan, Seed
+from volferry.model import Seed
 
 VOLUME = "openstack_blockstorage_volume_v3"
 ATTACHMENT = "openstack_compute_volume_attach_v2"
 
 
-def commands(plan: Plan, target_id: str, program: str = "terraform") -> tuple[str, ...]:
+def commands(server_id: str, target_id: str, program: str = "terraform") -> tuple[str, ...]:
     """The commands that put the new ids into the state, in their order; ``tofu`` takes the same."""
-    server = plan.cloud.server.id
     return (
         f"{program} state rm {ATTACHMENT}.NAME {VOLUME}.NAME",
         f"{program} import {VOLUME}.NAME {target_id}",
-        f"{program} import {ATTACHMENT}.NAME {server}/{target_id}",
+        f"{program} import {ATTACHMENT}.NAME {server_id}/{target_id}",
     )
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from volferry.model import Outcome, Prediction, State
 from volferry.report.lines import pass_cells
-from volferry.report.story import Report, Span, VolumeEnd, verdict
+from volferry.report.story import Report, Span, VolumeEnd, source_state, verdict
 from volferry.report.words import NOT_MEASURED, duration, number, plain, size, when
 
 PASS_HEADS = ("pass", "copied", "files", "deleted", "compared", "files", "changed", "took")
@@ -65,11 +65,15 @@ def _head(report: Report) -> str:
         f"{_text(value)}</b><span>{_text(name)}</span></div>"
         for name, value in figures
     )
-    source, target = report.source, report.target
-    what = f"{source.type} to {target.type}" if target else source.type
+    what = ", ".join(
+        dict.fromkeys(
+            f"{move.source.type} to {move.target.type}" if move.target else move.source.type
+            for move in report.moves
+        )
+    )
     return (
         f'<header><p class="kind">volferry report</p>'
-        f"<h1>{_text(source.name or source.id)} in {_text(report.server_name)}</h1>"
+        f"<h1>{_text(report.label)} in {_text(report.server_name)}</h1>"
         f'<p class="sub"><span class="state {tone}">{_text(report.state.value)}</span> '
         f"{_text(what)}, {_text(report.id)}, begun {_text(when(report.created_at))}</p>"
         f'<div class="figures">{cards}</div>{_error(report)}</header>'
@@ -210,21 +214,17 @@ def _passes(report: Report) -> str:
 
 
 def _volumes(report: Report) -> str:
-    state = []
-    if report.source_detached:
-        state.append("detached")
-    if report.source_read_only is not None:
-        state.append("read-only" if report.source_read_only else "not read-only")
-    rows = [_volume("old", report.source, ", ".join(state) or "-")]
-    if report.target:
-        mounted = ", ".join(report.mounts) if report.cutover else ""
-        rows.append(_volume("new", report.target, f"on {mounted}" if mounted else "-"))
+    rows = []
+    for move in report.moves:
+        rows.append(_volume("old", move.source, source_state(move) or "-"))
+        if move.target:
+            mounted = ", ".join(move.mounts) if report.cutover else ""
+            rows.append(_volume("new", move.target, f"on {mounted}" if mounted else "-"))
     table = _table(("volume", "id", "name", "size", "type", "now"), rows, "volumes")
     facts = [("server", f"{plain(report.server_name)} {report.server_id}")]
     facts.append(("method", report.method or NOT_MEASURED))
-    if report.snapshot_id:
-        gone = {True: "deleted", False: "kept", None: "not decided yet"}[report.snapshot_deleted]
-        facts.append(("snapshot", f"{report.snapshot_id} {gone}"))
+    gone = {True: "deleted", False: "kept", None: "not decided yet"}[report.snapshot_deleted]
+    facts += [("snapshot", f"{m.snapshot_id} {gone}") for m in report.moves if m.snapshot_id]
     facts += [("fstab", change) for change in report.fstab_changes]
     if report.api_calls is not None:
         facts.append(("API calls", number(report.api_calls)))
@@ -260,7 +260,7 @@ def _infrastructure(report: Report) -> str:
         "Terraform and OpenTofu",
         '<p class="note">The volume has a new id. NAME is yours; with OpenTofu write <code>tofu'
         f"</code> for <code>terraform</code>.</p><pre>{commands}</pre>"
-        f'<p class="note">In the configuration of that volume:</p><pre>{settings}</pre>',
+        f'<p class="note">In the configuration of the volume:</p><pre>{settings}</pre>',
     )
 
 

@@ -6,6 +6,7 @@ PHASES = ("plan", "seed", "attach", "sync", "cutover", "finish")
 
 PHASE_OF = {
     "install": "seed",
+    "track": "seed",
     "snapshot": "seed",
     "target": "seed",
     "retype": "seed",

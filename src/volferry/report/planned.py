@@ -1,6 +1,6 @@
 """A plan as text: what would be done, what was checked, what it promises, what it would cost."""
 
-from volferry.model import Check, Filesystem, Mount, Plan, Result, Seed, Unit
+from volferry.model import Check, Filesystem, Mount, Pair, Plan, Result, Seed, Unit
 from volferry.report.lines import Line, Tone
 from volferry.report.phases import PHASES
 from volferry.report.words import aligned, counted, duration, parts, plain, rate, short, size
@@ -72,11 +72,10 @@ def _key(name: str, text: str, tone: Tone = "") -> Line:
 
 
 def _headline(plan: Plan) -> list[Line]:
-    source, server = plan.cloud.source, plan.cloud.server
     verb = "would move" if not plan.refusals else "cannot move"
     text = (
-        f"volferry {verb} volume {plain(source.name or source.id)} of server {plain(server.name)}"
-        f" to a new volume of type {plain(plan.target_type)}"
+        f"volferry {verb} volume {plain(plan.cloud.label)} of server"
+        f" {plain(plan.cloud.server.name)} to a new volume of type {_types(plan)}"
     )
     return [Line(text, "heading"), Line(f"  {tally(plan)}; nothing was changed")]
 
@@ -86,24 +85,17 @@ def _tally(plan: Plan) -> list[Line]:
 
 
 def _what(plan: Plan) -> list[Line]:
-    guest, server, source = plan.guest, plan.cloud.server, plan.cloud.source
+    guest, server = plan.guest, plan.cloud.server
     system = guest.os_name or guest.family
     kernel = f"kernel {guest.kernel}" if guest.kernel else ""
-    bulk = f"{source.size_gib} GiB"
     lines = [
         _key("server", _words(plain(server.name), server.id, server.status)),
         _key("guest", _words(plain(system), plain(kernel))),
-        _key("source", _words(_name(source.name), source.id, bulk, plain(source.type))),
     ]
-    for filesystem in guest.filesystems:
-        lines.append(_key("", _filesystem(filesystem)))
-        lines += [_key("", f"  {_mount(mount)}") for mount in filesystem.mounts]
+    for pair in plan.pairs:
+        lines += _pair(pair, [fs for fs in guest.filesystems if fs.volume_id == pair.source.id])
+    lines += _filesystems([fs for fs in guest.filesystems if not fs.volume_id])
     lines += [_key("", plain(other)) for other in guest.other_content]
-    seed = "filled from a snapshot" if plan.seed is Seed.SNAPSHOT else "blank"
-    bulk = f"{plan.target_size_gib} GiB"
-    lines.append(
-        _key("target", _words(_name(plan.target_name), bulk, plain(plan.target_type), seed))
-    )
     lines.append(_key("method", plain(plan.method) or "none fits"))
     lines += [
         _key("", f"not {plain(choice.name)}: {plain(choice.declines)}")
@@ -113,6 +105,29 @@ def _what(plan: Plan) -> list[Line]:
     lines += _services(plan)
     lines.append(_key("cutover", _gate(plan)))
     return lines
+
+
+def _pair(pair: Pair, filesystems: list[Filesystem]) -> list[Line]:
+    source, bulk = pair.source, f"{pair.target_size_gib} GiB"
+    seed = "filled from a snapshot" if pair.seed is Seed.SNAPSHOT else "blank"
+    origin = _words(_name(source.name), source.id, f"{source.size_gib} GiB", plain(source.type))
+    return [
+        _key("source", origin),
+        *_filesystems(filesystems),
+        _key("target", _words(_name(pair.target_name), bulk, plain(pair.target_type), seed)),
+    ]
+
+
+def _filesystems(filesystems: list[Filesystem]) -> list[Line]:
+    lines = []
+    for filesystem in filesystems:
+        lines.append(_key("", _filesystem(filesystem)))
+        lines += [_key("", f"  {_mount(mount)}") for mount in filesystem.mounts]
+    return lines
+
+
+def _types(plan: Plan) -> str:
+    return ", ".join(dict.fromkeys(plain(pair.target_type) for pair in plan.pairs))
 
 
 def _name(name: str) -> str:
@@ -236,9 +251,9 @@ def _words(*texts: str) -> str:
 
 def one_line(plan: Plan) -> str:
     """``sourcevol (300e778a) 50 GiB cbs-standard -> cbs-premium in testsrv, by rsync``."""
-    source = plan.cloud.source
-    return (
-        f"{plain(source.name or '(no name)')} ({short(source.id)}) {source.size_gib} GiB"
-        f" {plain(source.type)} -> {plan.target_size_gib} GiB {plain(plan.target_type)}"
-        f" in {plain(plan.cloud.server.name)}, by {plain(plan.method) or 'no method'}"
+    moves = "; ".join(
+        f"{_name(pair.source.name)} ({short(pair.source.id)}) {pair.source.size_gib} GiB"
+        f" {plain(pair.source.type)} -> {pair.target_size_gib} GiB {plain(pair.target_type)}"
+        for pair in plan.pairs
     )
+    return f"{moves} in {plain(plan.cloud.server.name)}, by {plain(plan.method) or 'no method'}"

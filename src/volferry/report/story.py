@@ -17,6 +17,7 @@ from volferry.model import (
     MountBy,
     Noun,
     Outcome,
+    Pair,
     Pass,
     Plan,
     Prediction,
@@ -33,12 +34,24 @@ if TYPE_CHECKING:
 
 
 class VolumeEnd(Noun):
-    """One of the two volumes; empty where nothing is known."""
+    """One of the two volumes of a pair; empty where nothing is known."""
 
     id: str = ""
     name: str = ""
     type: str = ""
     size_gib: int = 0
+
+
+class Move(Noun):
+    """What became of one source."""
+
+    source: VolumeEnd
+    target: VolumeEnd | None = None
+    """None while none was made, or when it was removed again."""
+    mounts: tuple[str, ...] = ()
+    source_detached: bool | None = None
+    source_read_only: bool | None = None
+    snapshot_id: str = ""
 
 
 SpanState: TypeAlias = Literal["done", "under way", "stopped", "held", "not reached", "taken back"]
@@ -68,9 +81,8 @@ class Report(Noun):
     server_id: str
     server_name: str
     method: str
-    source: VolumeEnd
-    target: VolumeEnd | None = None
-    mounts: tuple[str, ...] = ()
+    moves: tuple[Move, ...]
+    """One for each volume, in the order in which they were named."""
     cutover: Outcome | None = None
     """The cutover that was committed."""
     reverted: tuple[Outcome, ...] = ()
@@ -84,9 +96,6 @@ class Report(Noun):
     verified: tuple[str, ...] = ()
     not_verified: tuple[str, ...] = ()
     phases: tuple[Span, ...] = ()
-    source_detached: bool | None = None
-    source_read_only: bool | None = None
-    snapshot_id: str = ""
     snapshot_deleted: bool | None = None
     removed: tuple[str, ...] = ()
     left: tuple[str, ...] = ()
@@ -103,6 +112,11 @@ class Report(Noun):
     @property
     def elapsed_s(self) -> float | None:
         return None if self.ended_at is None else max(0.0, self.ended_at - self.created_at)
+
+    @property
+    def label(self) -> str:
+        """The volumes, as people call them."""
+        return ", ".join(move.source.name or move.source.id for move in self.moves)
 
 
 def read(store: "Store", id: str) -> Report:
@@ -125,11 +139,15 @@ def tell(
     final = committed.final_pass if committed else None
     live = [one for one in passes if not one.final]
     every = (*live, final) if final else (*passes,)
-    target = _target(plan, receipts)
+    moves = tuple(_move(plan, pair, receipts) for pair in plan.pairs)
     verified, not_verified = _verification(live, committed, final)
     ended = transfer.state is State.DONE
+    moved = [
+        (pair, move.target)
+        for pair, move in zip(plan.pairs, moves, strict=True)
+        if move.target and ended
+    ]
     tidy = receipts.get("tidy", {})
-    protect, detach = receipts.get("protect", {}), receipts.get("detach")
     return Report(
         id=transfer.id,
         state=transfer.state,
@@ -139,14 +157,7 @@ def tell(
         server_id=plan.cloud.server.id,
         server_name=plan.cloud.server.name,
         method=plan.method,
-        source=VolumeEnd(
-            id=plan.cloud.source.id,
-            name=plan.cloud.source.name,
-            type=plan.cloud.source.type,
-            size_gib=plan.cloud.source.size_gib,
-        ),
-        target=target,
-        mounts=tuple(m.target for f in plan.guest.filesystems for m in f.mounts),
+        moves=moves,
         cutover=committed,
         reverted=tuple(o for o in outcomes if o.result == "reverted"),
         predicted=_prediction(receipts),
@@ -157,9 +168,6 @@ def tell(
         verified=verified,
         not_verified=not_verified,
         phases=_spans(transfer, events, receipts),
-        source_detached=True if detach is not None else None,
-        source_read_only=protect.get("read_only"),
-        snapshot_id=str(receipts.get("snapshot", {}).get("snapshot_id", "")),
         snapshot_deleted=tidy.get("snapshot_deleted"),
         removed=_texts(tidy.get("removed")),
         left=_texts(tidy.get("left")),
@@ -167,10 +175,15 @@ def tell(
         api_calls=tidy.get("api_calls"),
         remaining=_remaining(transfer, receipts),
         notes=_notes(transfer, receipts),
-        infrastructure=infra.commands(plan, target.id) if target and ended else (),
-        configuration=infra.configuration(target.name, target.type, target.size_gib, plan.seed)
-        if target and ended
-        else (),
+        infrastructure=_of_each(
+            [(pair, infra.commands(plan.cloud.server.id, target.id)) for pair, target in moved]
+        ),
+        configuration=_of_each(
+            [
+                (pair, infra.configuration(target.name, target.type, target.size_gib, pair.seed))
+                for pair, target in moved
+            ]
+        ),
         error=transfer.error,
     )
 
@@ -202,16 +215,48 @@ def _prediction(receipts: dict[str, Receipt]) -> Prediction | None:
     return None
 
 
-def _target(plan: Plan, receipts: dict[str, Receipt]) -> VolumeEnd | None:
-    made = receipts.get("target")
+def _of(receipts: dict[str, Receipt], step: str, entries: str, pair: Pair) -> Json:
+    """What a step's receipt says of one pair; nothing when it says nothing."""
+    every = receipts.get(step, {}).get(entries, [])
+    return next((one for one in every if one.get("source_id") == pair.source.id), {})
+
+
+def _move(plan: Plan, pair: Pair, receipts: dict[str, Receipt]) -> Move:
+    source = pair.source
+    detached = _of(receipts, "detach", "sources", pair)
+    return Move(
+        source=VolumeEnd(
+            id=source.id, name=source.name, type=source.type, size_gib=source.size_gib
+        ),
+        target=_target(pair, receipts),
+        mounts=tuple(
+            m.target for f in plan.guest.filesystems if f.volume_id == source.id for m in f.mounts
+        ),
+        source_detached=True if detached else None,
+        source_read_only=_of(receipts, "protect", "sources", pair).get("read_only"),
+        snapshot_id=str(_of(receipts, "snapshot", "snapshots", pair).get("snapshot_id", "")),
+    )
+
+
+def _target(pair: Pair, receipts: dict[str, Receipt]) -> VolumeEnd | None:
+    made = _of(receipts, "target", "targets", pair)
     if not made:
         return None
-    retyped = receipts.get("retype", {}).get("now")
+    retyped = _of(receipts, "retype", "retypes", pair).get("now")
     return VolumeEnd(
         id=str(made.get("volume_id", "")),
-        name=str(made.get("name") or plan.target_name),
+        name=str(made.get("name") or pair.target_name),
         type=str(retyped or made.get("type", "")),
         size_gib=int(made.get("size_gib") or 0),
+    )
+
+
+def _of_each(texts: Sequence[tuple[Pair, tuple[str, ...]]]) -> tuple[str, ...]:
+    """Lines for one volume after the other; under its name when there are several."""
+    return tuple(
+        line
+        for pair, lines in texts
+        for line in ((f"# {pair.label}", *lines) if len(texts) > 1 else lines)
     )
 
 
@@ -331,12 +376,12 @@ def _remaining(transfer: Transfer, receipts: dict[str, Receipt]) -> tuple[str, .
     if transfer.state is not State.DONE:
         return ("the transfer is still under way",)
     todo = [f"remove by hand: {text}" for text in _left(receipts)]
-    protected = receipts.get("protect", {}).get("read_only")
-    if plan.wanted.read_only and not protected:
-        todo.append(
-            f"openstack volume set --read-only {plan.cloud.source.id}:"
-            " the source is not marked read-only"
-        )
+    if plan.wanted.read_only:
+        todo += [
+            f"openstack volume set --read-only {pair.source.id}: the source is not marked read-only"
+            for pair in plan.pairs
+            if not _of(receipts, "protect", "sources", pair).get("read_only")
+        ]
     return tuple(todo)
 
 
@@ -349,13 +394,14 @@ def _notes(transfer: Transfer, receipts: dict[str, Receipt]) -> tuple[str, ...]:
     if transfer.state is State.DONE:
         notes.append(
             "the source volume is kept; when it is not needed any more:"
-            f"\nopenstack volume delete {plan.cloud.source.id}"
+            f"\nopenstack volume delete {' '.join(pair.source.id for pair in plan.pairs)}"
         )
-        snapshot = receipts.get("snapshot", {}).get("snapshot_id")
-        if snapshot and not receipts.get("tidy", {}).get("snapshot_deleted"):
+        snapshots = receipts.get("snapshot", {}).get("snapshots", [])
+        if snapshots and not receipts.get("tidy", {}).get("snapshot_deleted"):
             notes.append(
                 "the snapshot is kept; the source cannot be deleted before it:"
-                f"\nopenstack volume snapshot delete {snapshot}"
+                "\nopenstack volume snapshot delete "
+                + " ".join(str(one["snapshot_id"]) for one in snapshots)
             )
     for filesystem in plan.guest.filesystems:
         for mount in filesystem.mounts:
@@ -367,9 +413,17 @@ def _notes(transfer: Transfer, receipts: dict[str, Receipt]) -> tuple[str, ...]:
     return tuple(notes)
 
 
+def source_state(move: Move) -> str:
+    """What was done to the source after the cutover, as far as it was seen."""
+    state = ["detached"] if move.source_detached else []
+    if move.source_read_only is not None:
+        state.append("read-only" if move.source_read_only else "not read-only")
+    return ", ".join(state)
+
+
 def verdict(report: Report) -> str:
     """The first line of every form of the report."""
-    source, server = plain(report.source.name or report.source.id), plain(report.server_name)
+    source, server = plain(report.label), plain(report.server_name)
     down = f"downtime {duration(report.cutover.downtime_s)}" if report.cutover else ""
     if report.state is State.DONE:
         return f"moved {source} in {server}: {down or 'downtime not measured'}"

@@ -4,7 +4,7 @@ import textwrap
 
 from volferry.model import State
 from volferry.report.lines import PASS_HEAD, Line, failure, pass_row
-from volferry.report.story import Report, VolumeEnd, verdict
+from volferry.report.story import Move, Report, VolumeEnd, source_state, verdict
 from volferry.report.words import (
     NOT_MEASURED,
     aligned,
@@ -129,19 +129,22 @@ def _verified(report: Report) -> list[Line]:
 
 
 def _volumes(report: Report) -> list[Line]:
-    state = []
-    if report.source_detached:
-        state.append("detached")
-    if report.source_read_only is not None:
-        state.append("read-only" if report.source_read_only else "not read-only")
-    rows = [_volume("old volume", report.source, ", ".join(state))]
-    if report.target:
-        mounted = ", ".join(plain(path) for path in report.mounts) if report.cutover else ""
-        rows.append(_volume("new volume", report.target, f"on {mounted}" if mounted else ""))
+    rows = [
+        row
+        for move in report.moves
+        for row in (
+            _volume("old volume", move.source, source_state(move)),
+            *([_volume("new volume", move.target, _mounted(report, move))] if move.target else []),
+        )
+    ]
     rows.append(
         (f"{'server':<{_KEY - 2}}", report.server_id, plain(report.server_name), "", "", "")
     )
     return [Line(text) for text in aligned(rows, right=frozenset({3}))]
+
+
+def _mounted(report: Report, move: Move) -> str:
+    return "on " + ", ".join(map(plain, move.mounts)) if report.cutover and move.mounts else ""
 
 
 def _volume(key: str, one: VolumeEnd, state: str) -> tuple[str, ...]:
@@ -151,9 +154,13 @@ def _volume(key: str, one: VolumeEnd, state: str) -> tuple[str, ...]:
 
 def _left(report: Report) -> list[Line]:
     lines = []
-    if report.snapshot_id and report.snapshot_deleted is not None:
+    if report.snapshot_deleted is not None:
         what = "deleted" if report.snapshot_deleted else "kept"
-        lines.append(_key("snapshot", f"{report.snapshot_id} {what}"))
+        lines += [
+            _key("snapshot", f"{move.snapshot_id} {what}")
+            for move in report.moves
+            if move.snapshot_id
+        ]
     if report.fstab_changes:
         lines += [_key("fstab", plain(change)) for change in report.fstab_changes]
     if report.api_calls is not None:
@@ -170,7 +177,7 @@ def _infrastructure(report: Report) -> list[Line]:
         Line(""),
         Line("with Terraform (OpenTofu: 'tofu' in place of 'terraform'; NAME is yours)", "dim"),
         *(Line(f"  {plain(text)}") for text in report.infrastructure),
-        Line("and in the configuration of that volume", "dim"),
+        Line("and in the configuration of the volume", "dim"),
         *(Line(f"  {plain(text)}") for text in report.configuration),
     ]
 

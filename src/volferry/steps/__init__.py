@@ -2,6 +2,9 @@
 
 A step's file says what it does, how a crash in the middle of it is found out, and how it is taken
 back. ``step.py`` has what they share.
+
+Each step is done for every pair of the plan before the next one begins, so that going back is
+free for all of them until the one cutover, and after it none is left behind.
 """
 
 from volferry.steps.attach import Attach
@@ -17,11 +20,13 @@ from volferry.steps.step import Context, Held, Phase, Step, Undo
 from volferry.steps.sync import Sync
 from volferry.steps.target import Target
 from volferry.steps.tidy import Tidy
+from volferry.steps.track import Track
 
 SEQUENCE: tuple[Step, ...] = (
-    Install(),      # the agent is in the guest and has claimed the source
+    Install(),      # the agent is in the guest and has claimed the sources
+    Track(),        # before the snapshots, for a method that copies by what was written since
     TakeSnapshot(),
-    Target(),       # from the snapshot, or blank
+    Target(),       # from its snapshot, or blank
     Retype(),       # while it is detached, when its type has to change
     Quarantine(),   # before the guest can see it
     Attach(),
@@ -29,7 +34,7 @@ SEQUENCE: tuple[Step, ...] = (
     Sync(),         # passes while the service runs, until everything has been compared
     Cutover(),      # waits for its gate; the guest does it and takes it back by itself
     Detach(),
-    Protect(),      # the source, read-only
+    Protect(),      # the sources, read-only
     Tidy(),         # nothing of ours stays
 )  # fmt: skip
 

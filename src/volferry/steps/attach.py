@@ -1,10 +1,10 @@
-"""Plug the target into the server, and prove in the guest which disk it is."""
+"""Plug the targets into the server, and prove in the guest which disk each of them is."""
 
 import time
 from typing import ClassVar
 
 from volferry.errors import Stop
-from volferry.model import Disk, DiskRef, Receipt, Volume
+from volferry.model import Disk, Json, Pair, Receipt, Volume
 from volferry.steps.progress import follow
 from volferry.steps.step import Context, Phase, Step, Undo
 
@@ -18,7 +18,7 @@ class Attach(Step):
 
     name = "attach"
     phase: ClassVar[Phase] = "attach"
-    promise = "the guest sees the target as {device}, proven by its serial {serial} and its size"
+    promise = "the guest sees the target, proven by its serial and its size: {summary}"
     undo_costs = Undo.FREE
 
     async def find(self, ctx: Context) -> Receipt | None:
@@ -26,38 +26,51 @@ class Attach(Step):
         return None
 
     async def left_behind(self, ctx: Context) -> Receipt | None:
-        return {"volume_id": ctx.known["target"]["volume_id"]}
+        return {
+            "disks": [{"volume_id": made["volume_id"]} for made in ctx.known["target"]["targets"]]
+        }
 
     async def do(self, ctx: Context) -> Receipt:
         began = time.monotonic()
-        plan = ctx.plan
-        server, source = plan.cloud.server, plan.cloud.source
-        target: Volume = await ctx.cloud.volume(ctx.known["target"]["volume_id"])
-        beside = next((v for v in plan.cloud.server_volumes if v.volume_id == source.id), None)
+        made = ctx.known["target"]["targets"]
+        disks = [
+            await self._plug(ctx, pair, target["volume_id"])
+            for pair, target in zip(ctx.plan.pairs, made, strict=True)
+        ]
+        return {
+            "disks": disks,
+            "summary": ", ".join(f"{d['device']} {d['serial']}" for d in disks),
+            "elapsed_s": round(time.monotonic() - began, 3),
+        }
+
+    async def _plug(self, ctx: Context, pair: Pair, target_id: str) -> Json:
+        """One at a time: a hypervisor plugs one disk into a guest after the other as well."""
+        server, deadline_s = ctx.plan.cloud.server, ctx.plan.wanted.timeouts.attach_s
+        target: Volume = await ctx.cloud.volume(target_id)
+        lines = ctx.plan.cloud.server_volumes
+        beside = next((v for v in lines if v.volume_id == pair.source.id), None)
         await ctx.cloud.attach(
             server.id,
             target.id,
             # The user's word about what becomes of the data when the server goes.
             delete_on_termination=bool(beside and beside.delete_on_termination),
         )
-        deadline_s = plan.wanted.timeouts.attach_s
         await ctx.cloud.wait_attached(
             server.id, target.id, deadline_s=deadline_s, progress=follow(ctx, "attach")
         )
         disk = await self._appears(ctx, target, deadline_s)
         return {
+            "source_id": pair.source.id,
             "volume_id": target.id,
             "device": disk.path,
             "serial": disk.serial,
             "size_bytes": disk.size_bytes,
-            "elapsed_s": round(time.monotonic() - began, 3),
         }
 
     async def _appears(self, ctx: Context, target: Volume, deadline_s: float) -> Disk:
-        ref = DiskRef(volume_id=target.id, size_bytes=target.size_bytes)
         ends = time.monotonic() + deadline_s
         while True:
-            disk: Disk | None = await ctx.guest.find(ref)
+            disk: Disk | None = await ctx.guest.find(target.ref)
             if disk is not None:
                 return disk
             if time.monotonic() >= ends:
@@ -74,7 +87,8 @@ class Attach(Step):
             await ctx.sleep(POLL_S)
 
     async def undo(self, ctx: Context, receipt: Receipt) -> None:
-        await unplug(ctx, receipt["volume_id"])
+        for disk in receipt["disks"]:
+            await unplug(ctx, disk["volume_id"])
 
 
 async def unplug(ctx: Context, volume_id: str) -> Volume:

@@ -49,7 +49,7 @@ class Cutover(Step):
         return {
             "outcome": outcome.model_dump(mode="json"),
             "downtime_s": round(outcome.downtime_s, 3),
-            "volume_id": ctx.known["target"]["volume_id"],
+            "volume_ids": [made["volume_id"] for made in ctx.known["target"]["targets"]],
             "fstab_changes": list(outcome.fstab_changes),
         }
 

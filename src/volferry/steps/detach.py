@@ -1,10 +1,10 @@
-"""Take the source out of the server. From here on going back is by hand."""
+"""Take the sources out of the server. From here on going back is by hand."""
 
 import time
 from typing import ClassVar
 
 from volferry.errors import Doubt
-from volferry.model import DiskRef, Receipt
+from volferry.model import Receipt
 from volferry.steps.attach import unplug
 from volferry.steps.progress import follow
 from volferry.steps.step import Context, Held, Phase, Step, Undo
@@ -25,7 +25,7 @@ class Detach(Step):
         return None
 
     async def left_behind(self, ctx: Context) -> Receipt | None:
-        return {"volume_id": ctx.plan.cloud.source.id}
+        return {"sources": [{"source_id": source.id} for source in ctx.plan.cloud.sources]}
 
     async def do(self, ctx: Context) -> Receipt:
         if ctx.plan.wanted.hold and not ctx.requests("finish"):
@@ -35,19 +35,21 @@ class Detach(Step):
                 f"volferry rollback {ctx.transfer_id}   goes back to the source",
             )
         began = time.monotonic()
+        sources = ctx.plan.cloud.sources
         await self._look(ctx, "before the source is detached")
-        source = ctx.plan.cloud.source
-        await unplug(ctx, source.id)
-        await self._look(ctx, "after the source was detached")
+        for source in sources:
+            await unplug(ctx, source.id)
+            await self._look(ctx, f"after the source {source.label} was detached")
         # Only now: after a crash in between the operator need not ask again.
         for request in ctx.requests("finish"):
             ctx.take(request)
-        return {"volume_id": source.id, "elapsed_s": round(time.monotonic() - began, 3)}
+        return {
+            "sources": [{"source_id": source.id} for source in sources],
+            "elapsed_s": round(time.monotonic() - began, 3),
+        }
 
     async def _look(self, ctx: Context, when: str) -> None:
-        target = ctx.known["attach"]
-        ref = DiskRef(volume_id=target["volume_id"], size_bytes=target["size_bytes"])
-        wrong = await ctx.guest.not_mounted_from(ref, ctx.plan.guest)
+        wrong = await ctx.guest.not_on_targets(ctx)
         if wrong:
             raise Doubt(
                 f"{when} the target is not mounted where it should be: {wrong}",
@@ -58,11 +60,12 @@ class Detach(Step):
             )
 
     async def undo(self, ctx: Context, receipt: Receipt) -> None:
-        server, source = ctx.plan.cloud.server, ctx.plan.cloud.source
-        await ctx.cloud.attach(server.id, source.id)
-        await ctx.cloud.wait_attached(
-            server.id,
-            source.id,
-            deadline_s=ctx.plan.wanted.timeouts.attach_s,
-            progress=follow(ctx, "attach the source again"),
-        )
+        server_id = ctx.plan.cloud.server.id
+        for source in receipt["sources"]:
+            await ctx.cloud.attach(server_id, source["source_id"])
+            await ctx.cloud.wait_attached(
+                server_id,
+                source["source_id"],
+                deadline_s=ctx.plan.wanted.timeouts.attach_s,
+                progress=follow(ctx, "attach the source again"),
+            )

@@ -1,8 +1,8 @@
-"""Put the agent into the guest and claim the source volume there."""
+"""Put the agent into the guest and claim the source volumes there."""
 
 from typing import ClassVar
 
-from volferry.model import DiskRef, Receipt
+from volferry.model import Receipt
 from volferry.steps.step import Context, Phase, Step
 
 
@@ -24,9 +24,7 @@ class Install(Step):
         return {}
 
     async def do(self, ctx: Context) -> Receipt:
-        source = ctx.plan.cloud.source
-        ref = DiskRef(volume_id=source.id, size_bytes=source.size_bytes)
-        receipt: Receipt = await ctx.guest.install(ref)
+        receipt: Receipt = await ctx.guest.install([s.ref for s in ctx.plan.cloud.sources])
         return receipt
 
     async def undo(self, ctx: Context, receipt: Receipt) -> None:

@@ -1,4 +1,4 @@
-"""Make the target a filesystem that can be mounted beside the source."""
+"""Make each target a filesystem that can be mounted beside its source."""
 
 import time
 from typing import ClassVar

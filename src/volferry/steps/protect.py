@@ -1,4 +1,4 @@
-"""Mark the source read-only, so that nobody changes the copy of last resort by accident."""
+"""Mark the sources read-only, so that nobody changes the copy of last resort by accident."""
 
 from typing import ClassVar
 
@@ -16,17 +16,22 @@ class Protect(Step):
         return plan.wanted.read_only
 
     async def find(self, ctx: Context) -> Receipt | None:
-        volume = await ctx.cloud.volume(ctx.plan.cloud.source.id)
-        return {"read_only": True} if volume.read_only else None
+        receipt = await _look(ctx)
+        return receipt if all(source["read_only"] for source in receipt["sources"]) else None
 
     async def left_behind(self, ctx: Context) -> Receipt | None:
-        del ctx
-        return {"read_only": True}
+        return await _look(ctx)
 
     async def do(self, ctx: Context) -> Receipt:
-        await ctx.cloud.set_read_only(ctx.plan.cloud.source.id, True)
-        volume = await ctx.cloud.volume(ctx.plan.cloud.source.id)
-        return {"read_only": volume.read_only}
+        for source in ctx.plan.cloud.sources:
+            await ctx.cloud.set_read_only(source.id, True)
+        return await _look(ctx)
 
     async def undo(self, ctx: Context, receipt: Receipt) -> None:
-        await ctx.cloud.set_read_only(ctx.plan.cloud.source.id, False)
+        for source in receipt["sources"]:
+            await ctx.cloud.set_read_only(source["source_id"], False)
+
+
+async def _look(ctx: Context) -> Receipt:
+    seen = [await ctx.cloud.volume(source.id) for source in ctx.plan.cloud.sources]
+    return {"sources": [{"source_id": one.id, "read_only": one.read_only} for one in seen]}

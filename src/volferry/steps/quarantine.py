@@ -1,4 +1,4 @@
-"""Keep the target out of every storage stack of the guest, before the guest can see it."""
+"""Keep the targets out of every storage stack of the guest, before the guest can see them."""
 
 from typing import ClassVar
 
@@ -20,7 +20,8 @@ class Quarantine(Step):
         return {}
 
     async def do(self, ctx: Context) -> Receipt:
-        receipt: Receipt = await ctx.guest.quarantine(ctx.known["target"]["volume_id"])
+        targets = [made["volume_id"] for made in ctx.known["target"]["targets"]]
+        receipt: Receipt = await ctx.guest.quarantine(targets)
         return receipt
 
     async def undo(self, ctx: Context, receipt: Receipt) -> None:

@@ -1,9 +1,9 @@
-"""Give the detached target its wanted type."""
+"""Give each detached target its wanted type."""
 
 import time
 from typing import ClassVar
 
-from volferry.model import Receipt
+from volferry.model import Json, Pair, Plan, Receipt, Volume
 from volferry.steps.progress import follow
 from volferry.steps.step import Context, Phase, Step
 
@@ -17,41 +17,67 @@ class Retype(Step):
     phase: ClassVar[Phase] = "seed"
     promise = "the target has the type {now}"
 
+    def foreseen(self, plan: Plan) -> Json:
+        return {"now": ", ".join(dict.fromkeys(pair.target_type for pair in plan.pairs))}
+
     async def find(self, ctx: Context) -> Receipt | None:
-        volume = await ctx.cloud.volume(ctx.known["target"]["volume_id"])
-        if volume.type != ctx.plan.target_type or volume.status != "available":
-            return None
-        return {"was": ctx.known["target"]["type"], "now": volume.type, "elapsed_s": 0.0}
+        seen = [await ctx.cloud.volume(made["volume_id"]) for _, made in _made(ctx)]
+        done = all(
+            volume.type == pair.target_type and volume.status == "available"
+            for (pair, _), volume in zip(_made(ctx), seen, strict=True)
+        )
+        return _receipt(ctx, seen, 0.0) if done else None
 
     async def left_behind(self, ctx: Context) -> Receipt | None:
         # A retype that still runs cannot be cancelled; deleting the target waits for it.
-        return {"was": ctx.known["target"]["type"]}
+        del ctx
+        return {}
 
     async def do(self, ctx: Context) -> Receipt:
         began = time.monotonic()
-        target = ctx.known["target"]
-        if target["type"] != ctx.plan.target_type:
-            await ctx.cloud.retype(target["volume_id"], ctx.plan.target_type)
-        volume = await ctx.cloud.wait_retyped(
-            target["volume_id"],
-            ctx.plan.target_type,
-            deadline_s=ctx.plan.wanted.timeouts.retype_s,
-            progress=follow(ctx, f"retype to {ctx.plan.target_type}"),
-        )
-        return {
-            "was": target["type"],
-            "now": volume.type,
-            "elapsed_s": round(time.monotonic() - began, 3),
-        }
+        for pair, made in _made(ctx):
+            if made["type"] != pair.target_type:
+                await ctx.cloud.retype(made["volume_id"], pair.target_type)
+        moved = [
+            await ctx.cloud.wait_retyped(
+                made["volume_id"],
+                pair.target_type,
+                deadline_s=ctx.plan.wanted.timeouts.retype_s,
+                progress=follow(ctx, f"retype to {pair.target_type}"),
+            )
+            for pair, made in _made(ctx)
+        ]
+        return _receipt(ctx, moved, time.monotonic() - began)
 
     async def undo(self, ctx: Context, receipt: Receipt) -> None:
-        """Nothing to go back to: the target is deleted next. Only a retype that runs must end."""
-        volume_id = ctx.known["target"]["volume_id"]
-        volume = await ctx.cloud.volume(volume_id)
-        if volume.status == "retyping":
-            await ctx.cloud.wait_volume(
-                volume_id,
-                until="available",
-                deadline_s=ctx.plan.wanted.timeouts.retype_s,
-                flag="--retype-timeout",
-            )
+        """Nothing to go back to: the targets are deleted next. Only a retype that runs must end."""
+        for _, made in _made(ctx):
+            volume = await ctx.cloud.volume(made["volume_id"])
+            if volume.status == "retyping":
+                await ctx.cloud.wait_volume(
+                    volume.id,
+                    until="available",
+                    deadline_s=ctx.plan.wanted.timeouts.retype_s,
+                    flag="--retype-timeout",
+                )
+
+
+def _made(ctx: Context) -> list[tuple[Pair, Json]]:
+    """Each pair with what the target step has made for it."""
+    return list(zip(ctx.plan.pairs, ctx.known["target"]["targets"], strict=True))
+
+
+def _receipt(ctx: Context, moved: list[Volume], elapsed_s: float) -> Receipt:
+    return {
+        "retypes": [
+            {
+                "source_id": pair.source.id,
+                "volume_id": volume.id,
+                "was": made["type"],
+                "now": volume.type,
+            }
+            for (pair, made), volume in zip(_made(ctx), moved, strict=True)
+        ],
+        "now": ", ".join(dict.fromkeys(volume.type for volume in moved)),
+        "elapsed_s": round(elapsed_s, 3),
+    }

@@ -1,61 +1,96 @@
-"""A snapshot of the source, to seed the target from."""
+"""A snapshot of each source, to seed its target from."""
 
 import time
 from typing import ClassVar
 
-from volferry.model import MARK, Plan, Receipt, Seed, Snapshot
+from volferry.model import MARK, Json, Pair, Plan, Receipt, Seed, Snapshot
 from volferry.steps.progress import follow
 from volferry.steps.step import Context, Phase, Step
 
 
 class TakeSnapshot(Step):
+    """One after the other: they need not be of one moment, because what was written meanwhile is
+    copied by the passes like everything else that a snapshot lacks.
+    """
+
     name = "snapshot"
     phase: ClassVar[Phase] = "seed"
-    promise = "snapshot {snapshot_id} of the source exists ({size_gib} GiB)"
+    promise = "snapshot exists: {summary}"
 
     def applies(self, plan: Plan) -> bool:
-        return plan.seed is Seed.SNAPSHOT
+        return bool(_seeded(plan))
+
+    def foreseen(self, plan: Plan) -> Json:
+        return {"summary": ", ".join(_words("…", pair) for pair in _seeded(plan))}
 
     async def find(self, ctx: Context) -> Receipt | None:
-        found = await ctx.cloud.find_snapshot(ctx.transfer_id)
-        if found is None or found.status != "available":
-            return None
-        return _receipt(found, 0.0)
+        found = await _find(ctx)
+        whole = len(found) == len(_seeded(ctx.plan))
+        ready = all(snapshot.status == "available" for _, snapshot in found)
+        return _receipt(found, 0.0) if whole and ready else None
 
     async def left_behind(self, ctx: Context) -> Receipt | None:
-        found = await ctx.cloud.find_snapshot(ctx.transfer_id)
+        found = await _find(ctx)
         return _receipt(found, 0.0) if found else None
 
     async def do(self, ctx: Context) -> Receipt:
         began = time.monotonic()
-        source = ctx.plan.cloud.source
+        made = [(pair, await self._take(ctx, pair)) for pair in _seeded(ctx.plan)]
+        return _receipt(made, time.monotonic() - began)
+
+    async def _take(self, ctx: Context, pair: Pair) -> Snapshot:
         asked = await ctx.cloud.create_snapshot(
-            source.id, f"volferry-{ctx.transfer_id}", ctx.transfer_id
+            pair.source.id, f"volferry-{ctx.transfer_id}", ctx.transfer_id
         )
-        made = await ctx.cloud.wait_snapshot(
+        made: Snapshot = await ctx.cloud.wait_snapshot(
             asked.id,
             deadline_s=ctx.plan.wanted.timeouts.snapshot_s,
             progress=follow(ctx, f"snapshot {asked.id}"),
         )
-        return _receipt(made, time.monotonic() - began)
+        return made
 
     async def undo(self, ctx: Context, receipt: Receipt) -> None:
-        await delete(ctx, receipt["snapshot_id"])
+        await delete(ctx, receipt)
 
 
-async def delete(ctx: Context, snapshot_id: str) -> None:
-    """Delete our snapshot and see it gone; nothing when it is gone already."""
-    await ctx.cloud.delete_snapshot(snapshot_id, ctx.transfer_id)
-    await ctx.cloud.wait_deleted(
-        "snapshot", snapshot_id, deadline_s=ctx.plan.wanted.timeouts.delete_s
-    )
+async def delete(ctx: Context, receipt: Receipt) -> None:
+    """Delete our snapshots and see them gone; nothing for those that are gone already."""
+    for made in receipt["snapshots"]:
+        await ctx.cloud.delete_snapshot(made["snapshot_id"], ctx.transfer_id)
+    for made in receipt["snapshots"]:
+        await ctx.cloud.wait_deleted(
+            "snapshot", made["snapshot_id"], deadline_s=ctx.plan.wanted.timeouts.delete_s
+        )
 
 
-def _receipt(snapshot: Snapshot, elapsed_s: float) -> Receipt:
+def _seeded(plan: Plan) -> list[Pair]:
+    return [pair for pair in plan.pairs if pair.seed is Seed.SNAPSHOT]
+
+
+async def _find(ctx: Context) -> list[tuple[Pair, Snapshot]]:
+    every = [
+        (pair, await ctx.cloud.find_snapshot(ctx.transfer_id, pair.source.id))
+        for pair in _seeded(ctx.plan)
+    ]
+    return [(pair, snapshot) for pair, snapshot in every if snapshot]
+
+
+def _words(snapshot_id: str, pair: Pair) -> str:
+    return f"{snapshot_id} of {pair.label} ({pair.source.size_gib} GiB)"
+
+
+def _receipt(made: list[tuple[Pair, Snapshot]], elapsed_s: float) -> Receipt:
     return {
-        "snapshot_id": snapshot.id,
-        "name": snapshot.name,
-        "size_gib": snapshot.size_gib,
-        "mark": snapshot.metadata.get(MARK, ""),
+        "snapshots": [
+            {
+                "source_id": pair.source.id,
+                "snapshot_id": snapshot.id,
+                "name": snapshot.name,
+                "size_gib": snapshot.size_gib,
+                "mark": snapshot.metadata.get(MARK, ""),
+            }
+            for pair, snapshot in made
+        ],
+        "summary": ", ".join(_words(snapshot.id, pair) for pair, snapshot in made),
         "elapsed_s": round(elapsed_s, 3),
     }

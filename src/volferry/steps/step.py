@@ -83,6 +83,11 @@ class Step(ABC):
         del plan
         return True
 
+    def foreseen(self, plan: Plan) -> Json:
+        """What the plan knows already of the figures in ``promise``."""
+        del plan
+        return {}
+
     @abstractmethod
     async def find(self, ctx: "Context") -> Receipt | None:
         """What an interrupted ``do`` left in the world, as its receipt."""

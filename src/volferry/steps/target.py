@@ -1,10 +1,10 @@
-"""The target volume: from the snapshot, or blank."""
+"""The target volumes: each from its snapshot, or blank."""
 
 import time
 from typing import ClassVar
 
 from volferry.cloud import TypeNotReachable
-from volferry.model import Plan, Receipt, Seed, Volume
+from volferry.model import Json, Pair, Plan, Receipt, Volume
 from volferry.steps.progress import follow
 from volferry.steps.step import Context, Phase, Step
 
@@ -16,53 +16,67 @@ class Target(Step):
     """A volume from a snapshot is pinned to the snapshot's back end. The wanted type is asked for
     first, because one on the same back end is had at once; when Cinder declines, the target gets
     the source's type and the next step retypes it.
+
+    All are asked for before the first one is waited for: filling them takes the back end's time.
     """
 
     name = "target"
     phase: ClassVar[Phase] = "seed"
-    promise = "target volume {volume_id} exists ({size_gib} GiB, {type}), filled from: {seed}"
+    promise = "target volume exists: {summary}"
+
+    def foreseen(self, plan: Plan) -> Json:
+        return {"summary": ", ".join(_words("…", pair, pair.target_type) for pair in plan.pairs)}
 
     async def find(self, ctx: Context) -> Receipt | None:
-        found = await ctx.cloud.find_volume(ctx.transfer_id)
-        if found is None or found.status != "available":
-            return None
-        return _receipt(ctx.plan, found, 0.0)
+        found = await _find(ctx)
+        whole = len(found) == len(ctx.plan.pairs)
+        ready = all(volume.status == "available" for _, volume in found)
+        return _receipt(found, 0.0) if whole and ready else None
 
     async def left_behind(self, ctx: Context) -> Receipt | None:
-        found = await ctx.cloud.find_volume(ctx.transfer_id)
-        return _receipt(ctx.plan, found, 0.0) if found else None
+        found = await _find(ctx)
+        return _receipt(found, 0.0) if found else None
 
     async def do(self, ctx: Context) -> Receipt:
         began = time.monotonic()
-        plan = ctx.plan
+        asked = [(pair, await self._ask(ctx, pair)) for pair in ctx.plan.pairs]
+        made = [(pair, await self._made(ctx, volume)) for pair, volume in asked]
+        return _receipt(made, time.monotonic() - began)
+
+    async def _made(self, ctx: Context, asked: Volume) -> Volume:
+        made: Volume = await ctx.cloud.wait_volume(
+            asked.id,
+            until="available",
+            deadline_s=ctx.plan.wanted.timeouts.create_s,
+            progress=follow(ctx, f"volume {asked.id}"),
+        )
+        return made
+
+    async def _ask(self, ctx: Context, pair: Pair) -> Volume:
         try:
-            asked = await self._create(ctx, plan.target_type)
+            return await self._create(ctx, pair, pair.target_type)
         except TypeNotReachable:
-            if plan.target_type == plan.cloud.source.type:
+            if pair.target_type == pair.source.type:
                 raise
             await ctx.tell(
                 "note",
-                text=f"the snapshot's back end does not serve type '{plan.target_type}': "
-                f"the target is made as '{plan.cloud.source.type}' and retyped",
+                text=f"the snapshot's back end does not serve type '{pair.target_type}': "
+                f"the target of {pair.label} is made as '{pair.source.type}' and retyped",
             )
-            asked = await self._create(ctx, plan.cloud.source.type)
-        made = await ctx.cloud.wait_volume(
-            asked.id,
-            until="available",
-            deadline_s=plan.wanted.timeouts.create_s,
-            progress=follow(ctx, f"volume {asked.id}"),
-        )
-        return _receipt(plan, made, time.monotonic() - began)
+            return await self._create(ctx, pair, pair.source.type)
 
-    async def _create(self, ctx: Context, type_: str) -> Volume:
-        plan, source = ctx.plan, ctx.plan.cloud.source
-        snapshot = ctx.known.get("snapshot")
+    async def _create(self, ctx: Context, pair: Pair, type_: str) -> Volume:
+        source = pair.source
+        snapshots = ctx.known.get("snapshot", {"snapshots": []})["snapshots"]
         made: Volume = await ctx.cloud.create_volume(
-            plan.target_name,
-            size_gib=plan.target_size_gib,
+            pair.target_name,
+            size_gib=pair.target_size_gib,
             type=type_,
             mark=ctx.transfer_id,
-            snapshot_id=snapshot["snapshot_id"] if snapshot else None,
+            source_id=source.id,
+            snapshot_id=next(
+                (s["snapshot_id"] for s in snapshots if s["source_id"] == source.id), None
+            ),
             availability_zone=source.availability_zone or None,
             description=source.description,
             metadata={k: v for k, v in source.metadata.items() if not k.startswith(_NOT_COPIED)},
@@ -70,19 +84,40 @@ class Target(Step):
         return made
 
     async def undo(self, ctx: Context, receipt: Receipt) -> None:
-        volume_id = receipt["volume_id"]
-        await ctx.cloud.delete_volume(volume_id, ctx.transfer_id)
-        await ctx.cloud.wait_deleted(
-            "volume", volume_id, deadline_s=ctx.plan.wanted.timeouts.delete_s
-        )
+        for made in receipt["targets"]:
+            await ctx.cloud.delete_volume(made["volume_id"], ctx.transfer_id)
+        for made in receipt["targets"]:
+            await ctx.cloud.wait_deleted(
+                "volume", made["volume_id"], deadline_s=ctx.plan.wanted.timeouts.delete_s
+            )
 
 
-def _receipt(plan: Plan, volume: Volume, elapsed_s: float) -> Receipt:
+async def _find(ctx: Context) -> list[tuple[Pair, Volume]]:
+    every = [
+        (pair, await ctx.cloud.find_volume(ctx.transfer_id, pair.source.id))
+        for pair in ctx.plan.pairs
+    ]
+    return [(pair, volume) for pair, volume in every if volume]
+
+
+def _words(volume_id: str, pair: Pair, type_: str) -> str:
+    seed = "from its snapshot" if pair.seed.value == "snapshot" else "blank"
+    return f"{volume_id} for {pair.label} ({pair.target_size_gib} GiB, {type_}, {seed})"
+
+
+def _receipt(made: list[tuple[Pair, Volume]], elapsed_s: float) -> Receipt:
     return {
-        "volume_id": volume.id,
-        "name": volume.name,
-        "type": volume.type,
-        "size_gib": volume.size_gib,
-        "seed": "snapshot" if plan.seed is Seed.SNAPSHOT else "blank",
+        "targets": [
+            {
+                "source_id": pair.source.id,
+                "volume_id": volume.id,
+                "name": volume.name,
+                "type": volume.type,
+                "size_gib": volume.size_gib,
+                "seed": pair.seed.value,
+            }
+            for pair, volume in made
+        ],
+        "summary": ", ".join(_words(volume.id, pair, volume.type) for pair, volume in made),
         "elapsed_s": round(elapsed_s, 3),
     }

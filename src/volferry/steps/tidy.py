@@ -22,7 +22,7 @@ class Tidy(Step):
         snapshot = ctx.known.get("snapshot")
         deleted = False
         if snapshot and not ctx.plan.wanted.keep_snapshot:
-            await delete(ctx, snapshot["snapshot_id"])
+            await delete(ctx, snapshot)
             deleted = True
         gone: Receipt = await ctx.guest.uninstall()
         return {
@@ -35,7 +35,8 @@ class Tidy(Step):
     async def undo(self, ctx: Context, receipt: Receipt) -> None:
         raise Refused(
             f"transfer '{ctx.transfer_id}' has ended; there is nothing left to go back with",
-            data=f"the source volume {ctx.plan.cloud.source.id} is unchanged since the cutover",
+            data="unchanged since the cutover: the source volume "
+            + ", ".join(source.id for source in ctx.plan.cloud.sources),
             hint="to go back, stop the service, detach the target, attach the source "
             "(volume set --read-write first) and mount it",
         )
