@@ -70,22 +70,23 @@ def verb_install(place: Place, request: Json) -> Json:
 def claim_volumes(place: Place, sources: List[Json], transfer: str) -> List[str]:
     """All of them or none: a transfer that is refused one must not hold the others."""
     volumes = [safe_name(source.get("volume_id"), "volume id") for source in sources]
-    paths = [os.path.join(place.base, "claims", volume) for volume in volumes]
+    folder = os.path.join(place.base, "claims")
     made = []
     try:
-        for volume, path in zip(volumes, paths):
-            if claim(volume, path, transfer):
-                made.append(path)
+        for volume in volumes:
+            if claim(folder, volume, transfer):
+                made.append(volume)
     except AgentError:
-        for path in made:
-            os.unlink(path)
+        for volume in made:
+            os.unlink(os.path.join(folder, volume))
         raise
-    return paths
+    return [os.path.join(folder, volume) for volume in volumes]
 
 
-def claim(volume: str, path: str, transfer: str) -> bool:
+def claim(folder: str, volume: str, transfer: str) -> bool:
     """O_EXCL decides between two transfers of one volume, whoever controls them. -> False when it
     was ours already"""
+    path = os.path.join(folder, volume)
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
         fd = os.open(path, flags, 0o600)
