@@ -17,6 +17,7 @@ from volferry.model import (
     Mount,
     MountBy,
     Outcome,
+    Pair,
     Pass,
     Plan,
     Prediction,
@@ -108,6 +109,7 @@ def plan(**changes: Any) -> Plan:
     )
     filesystem = Filesystem(
         device="/dev/vdb1",
+        volume_id=SOURCE,
         partition=1,
         fstype="xfs",
         uuid=UUID,
@@ -131,7 +133,7 @@ def plan(**changes: Any) -> Plan:
         "wanted": Wanted(
             os_cloud="mycloud",
             server="testsrv",
-            volume="sourcevol",
+            volumes=("sourcevol",),
             type="cbs-premium",
             units=("postgresql.service",),
         ),
@@ -139,7 +141,7 @@ def plan(**changes: Any) -> Plan:
             cloud="mycloud",
             region="az",
             server=Server(id=SERVER, name="testsrv", status="ACTIVE", addresses=("192.0.2.10",)),
-            source=source,
+            sources=(source,),
             quota=Quota(
                 limits={"volumes": 20, "gigabytes": 1000, "snapshots": 10},
                 used={"volumes": 3, "gigabytes": 150, "snapshots": 0},
@@ -150,7 +152,9 @@ def plan(**changes: Any) -> Plan:
             os_name="Debian GNU/Linux 12 (bookworm)",
             kernel="6.1.0-18-cloud-amd64",
             systemd=252,
-            source_disk=Disk(path="/dev/vdb", size_bytes=50 * GIB, serial=SOURCE[:20]),
+            source_disks=(
+                Disk(path="/dev/vdb", size_bytes=50 * GIB, serial=SOURCE[:20], volume_id=SOURCE),
+            ),
             filesystems=(filesystem,),
             holders=(
                 Holder(kind="process", name="postgres", pid=812, unit="postgresql.service"),
@@ -165,10 +169,15 @@ def plan(**changes: Any) -> Plan:
             MethodChoice(name="rsync"),
             MethodChoice(name="mirror", declines="it needs LVM under the filesystem"),
         ),
-        "target_name": "sourcevol",
-        "target_type": "cbs-premium",
-        "target_size_gib": 50,
-        "seed": Seed.SNAPSHOT,
+        "pairs": (
+            Pair(
+                source=source,
+                target_name="sourcevol",
+                target_type="cbs-premium",
+                target_size_gib=50,
+                seed=Seed.SNAPSHOT,
+            ),
+        ),
         "units": (postgres,),
         "checks": (
             Check(name="server", result=Result.OK, found="ACTIVE, not locked"),
@@ -187,7 +196,7 @@ def plan(**changes: Any) -> Plan:
             Promise(
                 phase="seed",
                 step="snapshot",
-                text="snapshot … of the source exists (50 GiB)",
+                text="snapshot exists: … of sourcevol (50 GiB)",
                 way_back="free: delete what carries our tag",
             ),
         ),
@@ -212,18 +221,40 @@ def transfer(state: State = State.RUNNING, step: str = "", **changes: Any) -> Tr
 
 RECEIPTS: dict[str, dict[str, Any]] = {
     "install": {"agent": "agent-1.py", "found_at": "/var/lib/volferry", "elapsed_s": 1.2},
-    "snapshot": {"snapshot_id": SNAPSHOT, "name": "s", "size_gib": 50, "elapsed_s": 3.2},
+    "snapshot": {
+        "snapshots": [{"source_id": SOURCE, "snapshot_id": SNAPSHOT, "name": "s", "size_gib": 50}],
+        "elapsed_s": 3.2,
+    },
     "target": {
-        "volume_id": TARGET,
-        "name": "sourcevol",
-        "type": "cbs-premium",
-        "size_gib": 50,
-        "seed": "snapshot",
+        "targets": [
+            {
+                "source_id": SOURCE,
+                "volume_id": TARGET,
+                "name": "sourcevol",
+                "type": "cbs-premium",
+                "size_gib": 50,
+                "seed": "snapshot",
+            }
+        ],
         "elapsed_s": 41.0,
     },
-    "quarantine": {"rule": "/etc/udev/rules.d/60-volferry.rules", "serial": TARGET[:20]},
-    "attach": {"device": "/dev/vdc", "serial": TARGET[:20], "elapsed_s": 4.0},
-    "prepare": {"filesystems": [{"device": "/dev/vdc1", "fstype": "xfs"}], "elapsed_s": 0.9},
+    "quarantine": {"rule": "/etc/udev/rules.d/60-volferry.rules", "serials": [TARGET[:20]]},
+    "attach": {
+        "disks": [
+            {
+                "source_id": SOURCE,
+                "volume_id": TARGET,
+                "device": "/dev/vdc",
+                "serial": TARGET[:20],
+                "size_bytes": 50 * GIB,
+            }
+        ],
+        "elapsed_s": 4.0,
+    },
+    "prepare": {
+        "filesystems": [{"source_id": SOURCE, "device": "/dev/vdc1", "fstype": "xfs"}],
+        "elapsed_s": 0.9,
+    },
     "sync": {
         "passes": 2,
         "watermark": BEGAN + 270,
@@ -232,11 +263,11 @@ RECEIPTS: dict[str, dict[str, Any]] = {
     "cutover": {
         "outcome": OUTCOME.model_dump(mode="json"),
         "predicted": PREDICTION.model_dump(mode="json"),
-        "volume_id": TARGET,
+        "volume_ids": [TARGET],
         "downtime_s": 3.84,
     },
-    "detach": {"volume_id": SOURCE, "elapsed_s": 6.0},
-    "protect": {"read_only": True},
+    "detach": {"sources": [{"source_id": SOURCE}], "elapsed_s": 6.0},
+    "protect": {"sources": [{"source_id": SOURCE, "read_only": True}]},
     "tidy": {
         "removed": ["/etc/udev/rules.d/60-volferry.rules", "/var/lib/volferry"],
         "left": [],
@@ -246,10 +277,12 @@ RECEIPTS: dict[str, dict[str, Any]] = {
 }
 PROMISES = {
     "install": "our agent lies in the guest's /var/lib/volferry; no service was touched",
-    "snapshot": f"snapshot {SNAPSHOT} of the source exists (50 GiB)",
-    "target": f"target volume {TARGET} exists (50 GiB, cbs-premium), filled from: snapshot",
+    "snapshot": f"snapshot exists: {SNAPSHOT} of sourcevol (50 GiB)",
+    "target": f"target volume exists: {TARGET} for sourcevol (50 GiB, cbs-premium, from its "
+    "snapshot)",
     "quarantine": "a udev rule keeps the target out of use, also after a reboot",
-    "attach": "the guest sees the target as /dev/vdc, proven by its serial and its size",
+    "attach": "the guest sees the target, proven by its serial and its size: /dev/vdc "
+    + TARGET[:20],
     "prepare": "the target's filesystem was read back: xfs",
     "sync": "after 2 passes source and target differ only by what is written now",
     "cutover": "the service runs on the target; it was down for 3.84 s",

@@ -186,7 +186,7 @@ def test_every_option_of_plan_arrives_as_a_wish(operations: Operations) -> None:
 
 def test_a_bare_plan_wishes_for_nothing_but_the_defaults(operations: Operations) -> None:
     call("plan", "testsrv", "sourcevol", "--units", "auto")
-    expected = Wanted(server="testsrv", volume="sourcevol", units=("auto",))
+    expected = Wanted(server="testsrv", volumes=("sourcevol",), units=("auto",))
     assert operations.asked[0][1]["wanted"] == expected
 
 

@@ -82,8 +82,8 @@ class Rig:
         source = Volume(id="vol-1", name="d", size_gib=1, type="old", status="in-use")
         server = Server(id="srv-1", name="web-03", status="ACTIVE")
         plan = Plan(
-            wanted=Wanted(server="web-03", volume="d"),
-            cloud=CloudFacts(server=server, source=source),
+            wanted=Wanted(server="web-03", volumes=("d",)),
+            cloud=CloudFacts(server=server, sources=(source,)),
             guest=GuestFacts(family="linux"),
         )
         self.store.create(Transfer(id=ID, state=State.RUNNING, plan=plan, created_at=0.0))

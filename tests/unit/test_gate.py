@@ -12,7 +12,7 @@ NOW = dt.datetime(2026, 11, 23, 2, 0, tzinfo=dt.UTC)
 
 
 def wanted(gate="auto", budget=10.0):
-    return Wanted(server="s", volume="v", cutover=gate, max_downtime_s=budget)
+    return Wanted(server="s", volumes=("v",), cutover=gate, max_downtime_s=budget)
 
 
 def prediction(total):

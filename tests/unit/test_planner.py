@@ -14,6 +14,7 @@ from volferry.model import (
     Holder,
     Mount,
     MountBy,
+    Pair,
     Quota,
     Result,
     Seed,
@@ -40,13 +41,14 @@ TYPES = tuple(VolumeType(id=n, name=n) for n in ("cbs-standard", "cbs-premium"))
 CLOUD = CloudFacts(
     cloud="lab",
     server=SERVER,
-    source=SOURCE,
+    sources=(SOURCE,),
     server_volumes=(ServerVolume(volume_id="50-1", device="/dev/vdb"),),
     types=TYPES,
     quota=Quota(limits={"volumes": 10, "gigabytes": 100, "snapshots": 10}, used={}),
 )
 FS = Filesystem(
     device="/dev/vdb",
+    volume_id="50-1",
     fstype="xfs",
     uuid="u-1",
     size_bytes=2 * GIB,
@@ -69,7 +71,7 @@ GUEST = GuestFacts(
     root=True,
     python="3.11.2",
     systemd=252,
-    source_disk=Disk(path="/dev/vdb", size_bytes=2 * GIB, serial="50-1"),
+    source_disks=(Disk(path="/dev/vdb", size_bytes=2 * GIB, serial="50-1", volume_id="50-1"),),
     filesystems=(FS,),
     holders=(Holder(kind="process", name="postgres", pid=7, unit="pg.service"),),
     units=(Unit(name="pg.service", start_s=2.0, stop_s=0.5),),
@@ -77,7 +79,7 @@ GUEST = GuestFacts(
     walk_s=0.2,
     free_bytes=GIB,
 )
-WANTED = Wanted(server="testsrv", volume="sourcevol", type="cbs-premium", units=("pg",))
+WANTED = Wanted(server="testsrv", volumes=("sourcevol",), type="cbs-premium", units=("pg",))
 
 
 def change(noun, **fields):
@@ -93,17 +95,30 @@ def test_a_healthy_transfer_is_planned_without_a_refusal_or_a_warning():
     plan = planner.plan(WANTED, CLOUD, GUEST)
 
     assert [c for c in plan.checks if c.result is not Result.OK] == []
-    assert (plan.method, plan.seed, plan.target_type) == ("rsync", Seed.SNAPSHOT, "cbs-premium")
-    assert (plan.target_name, plan.target_size_gib) == ("sourcevol", 2)
+    assert (plan.method, plan.pairs) == ("rsync", (pair(SOURCE),))
     assert [u.name for u in plan.units] == ["pg.service"]
 
 
+def pair(source, type_="cbs-premium", size_gib=2, seed=Seed.SNAPSHOT):
+    return Pair(
+        source=source,
+        target_name=source.name,
+        target_type=type_,
+        target_size_gib=size_gib,
+        seed=seed,
+    )
+
+
 def source(**fields):
-    return change(CLOUD, source=change(SOURCE, **fields))
+    return change(CLOUD, sources=(change(SOURCE, **fields),))
 
 
 def server(**fields):
     return change(CLOUD, server=change(SERVER, **fields))
+
+
+def attached(count):
+    return tuple(ServerVolume(volume_id=str(n)) for n in range(count))
 
 
 ELSEWHERE = Attachment(server_id="other", volume_id="50-1", device="/dev/vdb")
@@ -126,7 +141,7 @@ CSI = {"cinder.csi.openstack.org/cluster": "k8s"}
         (source(read_only=True), "source read-write", "read-only"),
         (change(CLOUD, types=TYPES[:1]), "target type", "'cbs-premium'"),
         (
-            change(CLOUD, server_volumes=tuple(ServerVolume(volume_id=str(n)) for n in range(25))),
+            change(CLOUD, server_volumes=attached(25)),
             "attach slot",
             "25 volumes are attached, 25 fit",
         ),
@@ -181,7 +196,7 @@ SWAP = Holder(kind="swap", name="/srv/data/swapfile", stoppable=False)
     [
         (change(GUEST, dmi_uuid="another"), "guest", "another"),
         (change(GUEST, root=False), "root", "no root"),
-        (change(GUEST, source_disk=None), "source disk", "50-1"),
+        (change(GUEST, source_disks=()), "source disk", "50-1"),
         (change(GUEST, other_content=("/dev/vdb1 is LUKS encryption",)), "method", "LUKS"),
         (fs(fstype="ntfs"), "method", "ntfs"),
         (fs(mounts=()), "mounts", "nothing on the source is mounted"),
@@ -246,7 +261,7 @@ def test_a_guest_that_cannot_be_reached_is_a_refusal_beside_what_the_cloud_said(
 
 
 def test_the_peak_counts_the_snapshot_in_its_own_type_and_the_target_in_both():
-    peak = planner.quota_peak(SOURCE, "cbs-premium", 3, Seed.SNAPSHOT)
+    peak = planner.quota_peak([pair(SOURCE, size_gib=3)])
 
     assert peak == {
         "volumes": 1,
@@ -261,7 +276,7 @@ def test_the_peak_counts_the_snapshot_in_its_own_type_and_the_target_in_both():
 
 
 def test_a_blank_target_needs_no_snapshot_and_nothing_of_the_old_type():
-    assert planner.quota_peak(SOURCE, "cbs-premium", 3, Seed.BLANK) == {
+    assert planner.quota_peak([pair(SOURCE, size_gib=3, seed=Seed.BLANK)]) == {
         "volumes": 1,
         "gigabytes": 3,
         "volumes_cbs-premium": 1,
@@ -270,11 +285,138 @@ def test_a_blank_target_needs_no_snapshot_and_nothing_of_the_old_type():
 
 
 def test_a_smaller_target_starts_blank():
-    assert planner.plan(change(WANTED, size_gib=1), CLOUD, GUEST).seed is Seed.BLANK
+    assert planner.plan(change(WANTED, size_gib=1), CLOUD, GUEST).pairs[0].seed is Seed.BLANK
 
 
 def test_btrfs_starts_blank_because_a_clone_must_not_meet_its_origin():
-    assert planner.plan(WANTED, CLOUD, fs(fstype="btrfs")).seed is Seed.BLANK
+    assert planner.plan(WANTED, CLOUD, fs(fstype="btrfs")).pairs[0].seed is Seed.BLANK
+
+
+# ---- several volumes -----------------------------------------------------------------------------
+
+LOG = change(
+    SOURCE,
+    id="50-2",
+    name="log",
+    size_gib=1,
+    type="cbs-premium",
+    attachments=(Attachment(server_id="5e-1", volume_id="50-2", device="/dev/vdc"),),
+)
+LOG_FS = change(
+    FS,
+    device="/dev/vdc",
+    volume_id="50-2",
+    uuid="u-2",
+    used_bytes=GIB // 2,
+    mounts=(Mount(target="/srv/log", source="/dev/vdc", by=MountBy.FSTAB, fstab_line=4),),
+)
+BOTH = change(WANTED, volumes=("sourcevol", "log"))
+CLOUD_2 = change(
+    CLOUD,
+    sources=(SOURCE, LOG),
+    server_volumes=(*CLOUD.server_volumes, ServerVolume(volume_id="50-2", device="/dev/vdc")),
+)
+GUEST_2 = change(
+    GUEST,
+    source_disks=(
+        *GUEST.source_disks,
+        Disk(path="/dev/vdc", size_bytes=GIB, serial="50-2", volume_id="50-2"),
+    ),
+    filesystems=(FS, LOG_FS),
+)
+
+
+def test_each_volume_has_its_pair_in_the_order_in_which_it_was_named():
+    plan = planner.plan(BOTH, CLOUD_2, GUEST_2)
+
+    assert plan.refusals == ()
+    assert plan.pairs == (pair(SOURCE), pair(LOG, size_gib=1))
+
+
+def test_without_a_type_each_target_has_its_own_sources():
+    plan = planner.plan(change(BOTH, type=""), CLOUD_2, GUEST_2)
+
+    assert [p.target_type for p in plan.pairs] == ["cbs-standard", "cbs-premium"]
+    assert check(plan, "target type").found == "cbs-standard, cbs-premium"
+
+
+def test_the_peak_is_summed_over_the_volumes_for_each_type():
+    assert planner.plan(BOTH, CLOUD_2, GUEST_2).quota_peak == {
+        "volumes": 2,
+        "gigabytes": 2 + 2 + 1 + 1,
+        "snapshots": 2,
+        "volumes_cbs-standard": 1,
+        "gigabytes_cbs-standard": 2 + 2,
+        "snapshots_cbs-standard": 1,
+        "volumes_cbs-premium": 2,
+        "gigabytes_cbs-premium": 2 + 1 + 1,
+        "snapshots_cbs-premium": 1,
+    }
+
+
+def test_the_largest_target_has_to_fit_the_limit_of_one_volume():
+    quota = Quota(limits={"per_volume_gigabytes": 1})
+
+    found = check(planner.plan(BOTH, change(CLOUD_2, quota=quota), GUEST_2), "quota")
+
+    assert found.result is Result.REFUSAL
+    assert found.found == "per_volume_gigabytes: limit 1, 2 needed"
+
+
+@pytest.mark.parametrize(
+    ("cloud", "guest", "name", "found"),
+    [
+        (
+            change(CLOUD_2, sources=(SOURCE, change(LOG, group_id="g-9"))),
+            GUEST_2,
+            "source kind",
+            "log: it belongs to group g-9, whose snapshots are taken together",
+        ),
+        (
+            change(CLOUD_2, sources=(change(SOURCE, read_only=True), change(LOG, read_only=True))),
+            GUEST_2,
+            "source read-write",
+            "sourcevol: the volume is attached read-only; log: the volume is attached read-only",
+        ),
+        (
+            change(
+                CLOUD_2, server_volumes=tuple(ServerVolume(volume_id=str(n)) for n in range(24))
+            ),
+            GUEST_2,
+            "attach slot",
+            "24 volumes are attached, 25 fit, 2 more needed",
+        ),
+        (
+            CLOUD_2,
+            change(GUEST_2, source_disks=GUEST.source_disks),
+            "source disk",
+            "log: no disk of the guest carries the id 50-2",
+        ),
+        (
+            CLOUD_2,
+            change(GUEST_2, filesystems=(FS, change(LOG_FS, used_bytes=GIB))),
+            "space",
+            f"log: {GIB} bytes are used, the target has {GIB}",
+        ),
+    ],
+)
+def test_a_refusal_names_the_volume_that_it_is_about(cloud, guest, name, found):
+    refusal = check(planner.plan(BOTH, cloud, guest), name)
+
+    assert refusal.result is Result.REFUSAL
+    assert refusal.found == found
+
+
+def test_beside_a_btrfs_every_copy_gets_a_new_identity_which_a_mount_unit_cannot_know():
+    btrfs = change(FS, fstype="btrfs")
+    by_unit = Mount(target="/srv/log", source="/dev/vdc", by=MountBy.UNIT, unit="srv-log.mount")
+
+    by_fstab = planner.plan(BOTH, CLOUD_2, change(GUEST_2, filesystems=(btrfs, LOG_FS)))
+    other = (btrfs, change(LOG_FS, mounts=(by_unit,)))
+
+    assert [p.seed for p in by_fstab.pairs] == [Seed.BLANK, Seed.BLANK]
+    found = check(planner.plan(BOTH, CLOUD_2, change(GUEST_2, filesystems=other)), "method").found
+    assert "srv-log.mount names /dev/vdc by its UUID" in found
 
 
 def test_the_prediction_adds_up_and_says_what_it_rests_on():

@@ -4,12 +4,20 @@ import pytest
 
 from tests.fakes.cloud import FakeCloud
 from volferry.errors import Doubt, Stop
-from volferry.model import GuestFacts, Plan, Seed, Wanted
+from volferry.methods import Method
+from volferry.model import GuestFacts, Pair, Plan, Seed, Wanted
 from volferry.steps import SEQUENCE, Context
+from volferry.steps.detach import Detach
 from volferry.steps.protect import Protect
 from volferry.steps.retype import Retype
 from volferry.steps.snapshot import TakeSnapshot
 from volferry.steps.target import Target
+from volferry.steps.tidy import Tidy
+from volferry.steps.track import Track
+
+
+class PowerCut(BaseException):
+    pass
 
 
 @pytest.fixture
@@ -17,17 +25,24 @@ def cloud():
     return FakeCloud()
 
 
-async def context(cloud, type_="cbs-premium", seed=Seed.SNAPSHOT, **volume):
+async def context(cloud, type_="cbs-premium", seed=Seed.SNAPSHOT, names=("data",), **volume):
     server = cloud.add_server("web-03")
-    source = cloud.add_volume("data", size_gib=2, server=server, **volume)
+    ids = [cloud.add_volume(name, size_gib=2, server=server, **volume) for name in names]
+    facts = await cloud.facts(server, ids)
     plan = Plan(
-        wanted=Wanted(server="web-03", volume="data", type=type_),
-        cloud=await cloud.facts(server, source),
+        wanted=Wanted(server="web-03", volumes=names, type=type_),
+        cloud=facts,
         guest=GuestFacts(family="linux"),
-        target_name="data",
-        target_type=type_,
-        target_size_gib=2,
-        seed=seed,
+        pairs=tuple(
+            Pair(
+                source=source,
+                target_name=source.name,
+                target_type=type_,
+                target_size_gib=2,
+                seed=seed,
+            )
+            for source in facts.sources
+        ),
     )
     return Context("tr-web-03-test", plan, cloud=cloud, known={})
 
@@ -39,12 +54,16 @@ async def carry(ctx, *steps):
     return ctx.known
 
 
+def made(known):
+    return [target["volume_id"] for target in known["target"]["targets"]]
+
+
 async def test_a_type_on_the_same_back_end_is_had_at_once(cloud):
     ctx = await context(cloud, "cbs-standard-iops")
 
     known = await carry(ctx, TakeSnapshot(), Target(), Retype())
 
-    assert known["target"]["type"] == "cbs-standard-iops"
+    assert known["target"]["targets"][0]["type"] == "cbs-standard-iops"
     assert [c.verb for c in cloud.calls] == ["create_snapshot", "create_volume"]
 
 
@@ -53,9 +72,10 @@ async def test_another_back_end_gets_the_sources_type_first_and_is_retyped(cloud
 
     known = await carry(ctx, TakeSnapshot(), Target(), Retype())
 
-    assert known["target"]["type"] == "cbs-standard"
-    assert (known["retype"]["was"], known["retype"]["now"]) == ("cbs-standard", "cbs-premium")
-    assert (await cloud.volume(known["target"]["volume_id"])).type == "cbs-premium"
+    assert known["target"]["targets"][0]["type"] == "cbs-standard"
+    [moved] = known["retype"]["retypes"]
+    assert (moved["was"], moved["now"]) == ("cbs-standard", "cbs-premium")
+    assert (await cloud.volume(made(known)[0])).type == "cbs-premium"
     assert any("retyped" in e.facts["text"] for e in ctx.line.events if e.kind == "note")
 
 
@@ -74,25 +94,29 @@ async def test_a_blank_target_takes_no_snapshot(cloud):
     known = await carry(ctx, TakeSnapshot(), Target(), Retype())
 
     assert "snapshot" not in known
-    assert known["target"]["seed"] == "blank"
+    assert known["target"]["targets"][0]["seed"] == "blank"
     assert [c.verb for c in cloud.calls] == ["create_volume"]
 
 
 async def test_the_target_takes_over_the_users_metadata_but_not_cinders(cloud):
-    ctx = await context(cloud, metadata={"owner": "dba"})
+    theirs = {"owner": "dba", "volferry:transfer": "tr-old", "volferry:source": "grandfather"}
+    ctx = await context(cloud, metadata=theirs)
 
     known = await carry(ctx, TakeSnapshot(), Target())
 
-    made = await cloud.volume(known["target"]["volume_id"])
-    assert made.metadata == {"owner": "dba", "volferry:transfer": "tr-web-03-test"}
+    assert (await cloud.volume(made(known)[0])).metadata == {
+        "owner": "dba",
+        "volferry:transfer": "tr-web-03-test",
+        "volferry:source": ctx.plan.cloud.sources[0].id,
+    }
 
 
 async def test_what_was_made_is_found_again_after_a_crash_and_undone(cloud):
     ctx = await context(cloud)
     known = await carry(ctx, TakeSnapshot(), Target())
 
-    assert (await TakeSnapshot().find(ctx))["snapshot_id"] == known["snapshot"]["snapshot_id"]
-    assert (await Target().find(ctx))["volume_id"] == known["target"]["volume_id"]
+    assert (await TakeSnapshot().find(ctx))["snapshots"] == known["snapshot"]["snapshots"]
+    assert (await Target().find(ctx))["targets"] == known["target"]["targets"]
 
     await Target().undo(ctx, known["target"])
     await TakeSnapshot().undo(ctx, known["snapshot"])
@@ -104,11 +128,12 @@ async def test_what_was_made_is_found_again_after_a_crash_and_undone(cloud):
 
 async def test_nothing_without_our_mark_is_deleted(cloud):
     ctx = await context(cloud)
+    source = ctx.plan.cloud.sources[0].id
 
     with pytest.raises(Doubt):
-        await Target().undo(ctx, {"volume_id": ctx.plan.cloud.source.id})
+        await Target().undo(ctx, {"targets": [{"volume_id": source}]})
 
-    assert (await cloud.volume(ctx.plan.cloud.source.id)).status == "in-use"
+    assert (await cloud.volume(source)).status == "in-use"
 
 
 async def test_a_volume_that_ends_in_error_stops_and_is_still_undone(cloud):
@@ -124,19 +149,234 @@ async def test_a_volume_that_ends_in_error_stops_and_is_still_undone(cloud):
     assert await Target().left_behind(ctx) is None
 
 
+async def unplugged(cloud, ctx):
+    for source in ctx.plan.cloud.sources:
+        await cloud.detach(ctx.plan.cloud.server.id, source.id)
+        await cloud.wait_detached(ctx.plan.cloud.server.id, source.id, deadline_s=60)
+
+
 async def test_the_source_is_marked_read_only_only_when_it_is_wanted(cloud):
     ctx = await context(cloud)
-    source = ctx.plan.cloud.source.id
-    await cloud.detach(ctx.plan.cloud.server.id, source)
-    await cloud.wait_detached(ctx.plan.cloud.server.id, source, deadline_s=60)
+    await unplugged(cloud, ctx)
 
     await carry(ctx, Protect())
 
-    assert (await cloud.volume(source)).read_only
+    assert (await cloud.volume(ctx.plan.cloud.sources[0].id)).read_only
     no = ctx.plan.model_copy(
         update={"wanted": ctx.plan.wanted.model_copy(update={"read_only": False})}
     )
     assert not Protect().applies(no)
+
+
+# ---- several volumes -----------------------------------------------------------------------------
+
+NAMES = ("data", "log", "data")
+"""Names are no identity: two volumes may have the same one."""
+
+
+async def test_each_volume_gets_a_target_from_its_own_snapshot(cloud):
+    ctx = await context(cloud, names=NAMES)
+
+    known = await carry(ctx, TakeSnapshot(), Target(), Retype())
+
+    sources = [source.id for source in ctx.plan.cloud.sources]
+    for receipts in (
+        known["snapshot"]["snapshots"],
+        known["target"]["targets"],
+        known["retype"]["retypes"],
+    ):
+        assert [one["source_id"] for one in receipts] == sources
+    assert len(set(made(known))) == 3
+    for target, source in zip(made(known), sources, strict=True):
+        volume = await cloud.volume(target)
+        assert (await cloud.snapshot(volume.snapshot_id)).volume_id == source
+        assert (volume.type, volume.metadata["volferry:source"]) == ("cbs-premium", source)
+
+
+def power_fails(cloud, effect, times):
+    """Cut the power after an effect has been there so many times."""
+    left = times
+
+    def cut(when, what):
+        nonlocal left
+        if (when, what) == ("after", effect):
+            left -= 1
+            if left == 0:
+                raise PowerCut
+
+    cloud.around_effect = cut
+
+
+def power_is_back(cloud):
+    cloud.around_effect = lambda when, what: None
+
+
+MADE = [
+    (TakeSnapshot(), "create_snapshot", "snapshots"),
+    (Target(), "create_volume", "targets"),
+]
+
+
+@pytest.mark.parametrize("times", [1, 2, 3])
+@pytest.mark.parametrize(("step", "effect", "entries"), MADE)
+async def test_after_a_crash_between_two_volumes_each_is_still_made_once(
+    cloud, step, effect, entries, times
+):
+    ctx = await context(cloud, "cbs-standard", names=NAMES)
+    await carry(ctx, *([TakeSnapshot()] if step.name == "target" else []))
+    power_fails(cloud, effect, times)
+    with pytest.raises(PowerCut):
+        await carry(ctx, step)
+    power_is_back(cloud)
+
+    # Whole is what is there for every volume, and at rest; the last one was only asked for.
+    assert await step.find(ctx) is None
+    known = await carry(ctx, step)
+
+    assert [c.verb for c in cloud.calls].count(effect) == 3
+    sources = [source.id for source in ctx.plan.cloud.sources]
+    assert [one["source_id"] for one in known[step.name][entries]] == sources
+    assert (await step.find(ctx))[entries] == known[step.name][entries]
+
+
+@pytest.mark.parametrize("times", [1, 2, 3])
+@pytest.mark.parametrize(("step", "effect", "entries"), MADE)
+async def test_a_crash_between_two_volumes_is_taken_back_as_far_as_it_came(
+    cloud, step, effect, entries, times
+):
+    ctx = await context(cloud, "cbs-standard", names=NAMES)
+    before = await carry(ctx, *([TakeSnapshot()] if step.name == "target" else []))
+    power_fails(cloud, effect, times)
+    with pytest.raises(PowerCut):
+        await carry(ctx, step)
+    power_is_back(cloud)
+
+    left = await step.left_behind(ctx)
+    assert len(left[entries]) == times
+    await step.undo(ctx, left)
+
+    assert await step.left_behind(ctx) is None
+    ctx.known = before
+    for source in ctx.plan.cloud.sources:
+        assert (await cloud.volume(source.id)).status == "in-use"
+
+
+async def test_a_crash_between_two_retypes_moves_the_other_one_and_this_one_once(cloud):
+    ctx = await context(cloud, names=("data", "log"))
+    await carry(ctx, TakeSnapshot(), Target())
+    power_fails(cloud, "retype", 1)
+    with pytest.raises(PowerCut):
+        await carry(ctx, Retype())
+    power_is_back(cloud)
+
+    assert await Retype().find(ctx) is None
+    known = await carry(ctx, Retype())
+
+    assert [c.verb for c in cloud.calls].count("retype") == 2
+    assert {(await cloud.volume(target)).type for target in made(known)} == {"cbs-premium"}
+
+
+class Shown:
+    """A guest that shows everything on the targets, until it is told otherwise."""
+
+    def __init__(self):
+        self.wrong = ""
+
+    async def not_on_targets(self, scene):
+        return self.wrong
+
+    async def uninstall(self):
+        return {"removed": [], "left": []}
+
+
+async def test_a_crash_between_two_detaches_goes_on_with_the_other_source(cloud):
+    ctx = await context(cloud, names=("data", "log"))
+    ctx.guest = Shown()
+    power_fails(cloud, "detach", 1)
+    with pytest.raises(PowerCut):
+        await carry(ctx, Detach())
+    power_is_back(cloud)
+
+    known = await carry(ctx, Detach())
+
+    sources = [source.id for source in ctx.plan.cloud.sources]
+    assert [one["source_id"] for one in known["detach"]["sources"]] == sources
+    assert {(await cloud.volume(source)).status for source in sources} == {"available"}
+    await Detach().undo(ctx, known["detach"])
+    assert {(await cloud.volume(source)).status for source in sources} == {"in-use"}
+
+
+async def test_no_source_is_detached_while_one_target_is_not_where_it_should_be(cloud):
+    ctx = await context(cloud, names=("data", "log"))
+    ctx.guest = Shown()
+    ctx.guest.wrong = "nothing is mounted on /srv/log"
+
+    with pytest.raises(Doubt, match="/srv/log"):
+        await carry(ctx, Detach())
+
+    assert {(await cloud.volume(s.id)).status for s in ctx.plan.cloud.sources} == {"in-use"}
+
+
+async def test_all_sources_are_marked_read_only_and_a_half_is_not_taken_for_all(cloud):
+    ctx = await context(cloud, names=("data", "log"))
+    await unplugged(cloud, ctx)
+    first, second = (source.id for source in ctx.plan.cloud.sources)
+    await cloud.set_read_only(first, True)
+
+    assert await Protect().find(ctx) is None
+    await Protect().undo(ctx, await Protect().left_behind(ctx))
+    assert not (await cloud.volume(first)).read_only
+
+    known = await carry(ctx, Protect())
+    assert [one["read_only"] for one in known["protect"]["sources"]] == [True, True]
+    assert (await cloud.volume(second)).read_only
+
+
+async def test_tidying_deletes_every_snapshot(cloud):
+    ctx = await context(cloud, "cbs-standard", names=NAMES)
+    ctx.guest = Shown()
+    known = await carry(ctx, TakeSnapshot(), Tidy())
+
+    assert known["tidy"]["snapshot_deleted"]
+    assert await TakeSnapshot().left_behind(ctx) is None
+
+
+# ---- noting every write --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tracker(monkeypatch):
+    class Tracker:
+        running = 0
+
+        def tracks(self, plan):
+            return True
+
+        async def track(self, scene):
+            self.running += 1
+            return {"chunks": 7}
+
+        async def untrack(self, scene):
+            self.running = 0
+
+    monkeypatch.setitem(Method.registry, "tracker", Tracker)
+    return Tracker()
+
+
+async def test_writes_are_noted_before_the_snapshot_by_a_method_that_needs_it(cloud, tracker):
+    ctx = await context(cloud)
+    assert not Track().applies(ctx.plan)
+    assert not Track().applies(ctx.plan.model_copy(update={"method": "rsync"}))
+    ctx.plan = ctx.plan.model_copy(update={"method": "tracker"})
+    ctx.method = tracker
+    names = [step.name for step in SEQUENCE]
+    assert names.index("install") < names.index("track") < names.index("snapshot")
+
+    assert await carry(ctx, Track()) == {"track": {"chunks": 7}}
+    assert await Track().find(ctx) is None
+    await Track().undo(ctx, await Track().left_behind(ctx))
+
+    assert tracker.running == 0
 
 
 def test_the_sequence_promises_the_phases_in_their_order():

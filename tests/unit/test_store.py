@@ -39,10 +39,10 @@ POSTGRES = os.environ.get("VOLFERRY_TEST_POSTGRES", "")
 
 def transfer(id: str = ID, source: str = "vol-1", state: State = State.RUNNING) -> Transfer:
     plan = Plan(
-        wanted=Wanted(server="web-03", volume="data"),
+        wanted=Wanted(server="web-03", volumes=("data",)),
         cloud=CloudFacts(
             server=Server(id="srv-1", name="web-03", status="ACTIVE"),
-            source=Volume(id=source, name="data", size_gib=1, type="old", status="in-use"),
+            sources=(Volume(id=source, name="data", size_gib=1, type="old", status="in-use"),),
         ),
         guest=GuestFacts(family="linux"),
     )

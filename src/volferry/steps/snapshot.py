@@ -1,8 +1,10 @@
 """A snapshot of each source, to seed its target from."""
 
+import contextlib
 import time
 from typing import ClassVar
 
+from volferry.errors import NotFound, Stop
 from volferry.model import MARK, Json, Pair, Plan, Receipt, Seed, Snapshot
 from volferry.steps.progress import follow
 from volferry.steps.step import Context, Phase, Step
@@ -55,12 +57,15 @@ class TakeSnapshot(Step):
 
 async def delete(ctx: Context, receipt: Receipt) -> None:
     """Delete our snapshots and see them gone; nothing for those that are gone already."""
-    for made in receipt["snapshots"]:
-        await ctx.cloud.delete_snapshot(made["snapshot_id"], ctx.transfer_id)
-    for made in receipt["snapshots"]:
-        await ctx.cloud.wait_deleted(
-            "snapshot", made["snapshot_id"], deadline_s=ctx.plan.wanted.timeouts.delete_s
-        )
+    timeouts, every = ctx.plan.wanted.timeouts, [s["snapshot_id"] for s in receipt["snapshots"]]
+    for snapshot_id in every:
+        # Cinder deletes nothing that is still being made; one that ends in error can be deleted.
+        with contextlib.suppress(NotFound, Stop):
+            if (await ctx.cloud.snapshot(snapshot_id)).status == "creating":
+                await ctx.cloud.wait_snapshot(snapshot_id, deadline_s=timeouts.snapshot_s)
+        await ctx.cloud.delete_snapshot(snapshot_id, ctx.transfer_id)
+    for snapshot_id in every:
+        await ctx.cloud.wait_deleted("snapshot", snapshot_id, deadline_s=timeouts.delete_s)
 
 
 def _seeded(plan: Plan) -> list[Pair]:

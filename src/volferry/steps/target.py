@@ -1,9 +1,11 @@
 """The target volumes: each from its snapshot, or blank."""
 
+import contextlib
 import time
 from typing import ClassVar
 
 from volferry.cloud import TypeNotReachable
+from volferry.errors import NotFound, Stop
 from volferry.model import Json, Pair, Plan, Receipt, Volume
 from volferry.steps.progress import follow
 from volferry.steps.step import Context, Phase, Step
@@ -84,12 +86,18 @@ class Target(Step):
         return made
 
     async def undo(self, ctx: Context, receipt: Receipt) -> None:
-        for made in receipt["targets"]:
-            await ctx.cloud.delete_volume(made["volume_id"], ctx.transfer_id)
-        for made in receipt["targets"]:
-            await ctx.cloud.wait_deleted(
-                "volume", made["volume_id"], deadline_s=ctx.plan.wanted.timeouts.delete_s
-            )
+        timeouts, every = (
+            ctx.plan.wanted.timeouts,
+            [made["volume_id"] for made in receipt["targets"]],
+        )
+        for volume_id in every:
+            # Cinder deletes nothing that is still being made; one that ends in error can be deleted.
+            with contextlib.suppress(NotFound, Stop):
+                if (await ctx.cloud.volume(volume_id)).status == "creating":
+                    await ctx.cloud.wait_volume(volume_id, deadline_s=timeouts.create_s)
+            await ctx.cloud.delete_volume(volume_id, ctx.transfer_id)
+        for volume_id in every:
+            await ctx.cloud.wait_deleted("volume", volume_id, deadline_s=timeouts.delete_s)
 
 
 async def _find(ctx: Context) -> list[tuple[Pair, Volume]]:
