@@ -283,6 +283,8 @@ class GuestFacts(Noun):
     units: tuple[Unit, ...] = ()
     """Every systemd unit among the holders, with its times."""
     tools: tuple[Tool, ...] = ()
+    no_tracking: str = ""
+    """Why writes to the source disks cannot be noted; empty when they can."""
     walk_s: float = 0.0
     """Measured seconds that one walk of the tree takes, extrapolated when it was cut short."""
     fstab: str = ""
@@ -351,6 +353,12 @@ class Wanted(Noun):
     start: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     bwlimit_bytes_s: int | None = None
+    pace: float = 0.05
+    """Part of the disks' time that copying may take while the service writes all the time."""
+    verify: Literal["full", "written", "none"] = "full"
+    """What the mirror compares before the cutover."""
+    on_divergence: Literal["hold", "throttle-sync", "cutover"] = "hold"
+    """When passes no longer gain and the prediction does not fit."""
     cutover: str = "auto"
     """``auto``, ``manual``, or an ISO 8601 time with its zone."""
     max_downtime_s: float = 10.0
@@ -463,6 +471,9 @@ class Pass(Noun):
     bytes_compared: int = 0
     changed_meanwhile: int = 0
     """Differing because the service wrote them during the pass; the next pass takes them."""
+    chunks_copied: int = 0
+    chunks_compared: int = 0
+    """The mirror counts chunks where rsync counts files."""
     healed: int = 0
     """Differing though untouched since the copy: copied again by content and compared again."""
     watermark: float = 0.0

@@ -108,6 +108,9 @@ class Cutover:
         stored: Json = read_json(job.path("cutover.json")) or {}
         self.found_record = stored.get("job_id") == self.job_id
         self.record: Json = stored if self.found_record else self.new_record()
+        if self.back_only and not self.found_record:
+            # What the cutover has shown has to be hidden again.
+            self.record.update(shown=stored.get("shown"), withheld=stored.get("withheld"))
 
     def new_record(self) -> Json:
         return {

@@ -29,6 +29,7 @@ from volferry.agent.basics import (
 from volferry.agent.disks import Disk, all_disks, blkid, links_to, look_for
 from volferry.agent.holders import find_holders, units_of
 from volferry.agent.mounts import device_number, mount_table
+from volferry.agent.tracker import why_no_tracking
 
 UNIT_PROPERTIES = (
     "Id,Names,LoadState,ActiveState,SubState,UnitFileState,FragmentPath,SourcePath,Type,Restart,"
@@ -73,6 +74,7 @@ def verb_facts(place: Place, request: Json) -> Json:
         holders [{kind: process|mount|loop|swap|nfs, pid, comm, cgroup, how, path, mount}]
         holders_complete: bool
         walk {mount: {entries, seconds, finished: bool, bytes, largest_bytes, excluded_dirs: 0}}
+        no_tracking: str                                why a mirror cannot note writes, or empty
         problems [str]
     """
     problems: List[str] = []
@@ -154,6 +156,7 @@ def verb_facts(place: Place, request: Json) -> Json:
             if walk_s > 0 and entry.root == "/"
         },
         "var_free": free_space(place.base),
+        "no_tracking": why_no_tracking(place, [disk.path for disk in wanted]),
         "problems": problems,
     }
 

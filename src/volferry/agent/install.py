@@ -28,6 +28,7 @@ from volferry.agent.basics import (
 from volferry.agent.disks import Disk, look_for
 from volferry.agent.jobs import LANES, Job, Supervisor, lane_dir
 from volferry.agent.mounts import make_directory, mount_table
+from volferry.agent.tracker import TRACKER_PREFIX, Tracker, tracefs_path
 
 
 def trusted_directory(path: str) -> None:
@@ -255,6 +256,8 @@ def verb_uninstall(place: Place, request: Json) -> Json:
         if os.path.lexists(supervisor.unit_path):
             supervisor.remove_unit()
             removed.append(supervisor.unit_path)
+    with contextlib.suppress(AgentError):  # no tracefs: then there is nothing of ours in it
+        removed += Tracker.remove_stale(tracefs_path(place), TRACKER_PREFIX + transfer)
     for path in request.get("files", []):
         try:
             if current_content(path) is not None:

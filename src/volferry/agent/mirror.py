@@ -57,7 +57,7 @@ from volferry.agent.disks import Disk, blkid, resolve
 from volferry.agent.install import publish
 from volferry.agent.jobs import Job, lower_priority, raise_priority
 from volferry.agent.listen import Listener
-from volferry.agent.tracker import TRACKER_PREFIX, Tracked, Tracker
+from volferry.agent.tracker import TRACKER_PREFIX, Tracked, Tracker, tracefs_path
 
 ORDERS = "orders.json"
 DRAIN_S = 0.025
@@ -194,7 +194,7 @@ class Mirror:
     def new_tracker(self) -> Tracker:
         return Tracker(
             self.place,
-            self.request.get("tracefs") or "/sys/kernel/tracing",
+            tracefs_path(self.place),
             tracker_name(self.request["transfer"]),
             {
                 side.source.dev: Tracked(side.source.size_bytes, side.chunk_bytes)

@@ -132,6 +132,14 @@ def wanted_options(function: F) -> F:
                 help="Leave this path out, below the mount point; repeatable."),
         grouped(copy, "--bwlimit", "bwlimit_bytes_s", metavar="RATE", type=Rate(),
                 help="At most so many bytes per second; 50M is 50 MiB/s."),
+        grouped(copy, "--pace", metavar="PART", type=click.FloatRange(0.01, 1.0),
+                help="Part of the disks' time that copying takes beside a service that writes all"
+                " the time: 0.05 to 1. Default: 0.05."),
+        grouped(copy, "--verify", type=click.Choice(["full", "written", "none"]),
+                help="What the mirror compares before the cutover. Default: full."),
+        grouped(copy, "--on-divergence", type=click.Choice(["hold", "throttle-sync", "cutover"]),
+                help="When the service writes faster than is copied: wait, copy without giving way"
+                " to it, or cut over all the same. Default: hold."),
         grouped(stop, "--unit", "unit", metavar="UNIT", multiple=True,
                 help="Stop and start this systemd unit; repeatable."),
         grouped(stop, "--units", type=click.Choice(["auto"]),

@@ -27,6 +27,9 @@ WALK_S = 3.0
 """How long the plan's walk of the tree may take; it is extrapolated when it was cut short."""
 
 POLL_S = (1.0, 5.0)
+MIRROR_S = 50.0
+"""For an order to the mirror: less than the channel gives a verb."""
+
 PATIENCE_S = 900.0
 """How long a guest may stay unreachable while its job goes on without us."""
 
@@ -272,6 +275,40 @@ class LinuxGuest:
             for fs in scene.known["prepare"]["filesystems"]
         }
         return sides(now, self._transfer, targets, made)
+
+    # ---- the mirror ------------------------------------------------------------------------------
+
+    async def start_mirror(self, sources: Sequence[DiskRef]) -> None:
+        """Begin to note writes to these disks, unless that has begun. One that died, or that ended
+        with an error, begins anew: it then compares everything."""
+        status = await self.mirror_status()
+        if status["state"] == "running":
+            return
+        known = status["job_id"] if status["state"] == "died" else ""
+        request: Json = {
+            "transfer": self._transfer,
+            "sources": [ref.model_dump() for ref in sources],
+        }
+        if status["state"] == "ended":
+            request["suspect"] = "the mirror was begun again"
+        job_id = known or f"mirror-{secrets.token_hex(3)}"
+        await self._ask("start", {"job": "mirror", "job_id": job_id, "request": request})
+
+    async def mirror_status(self) -> Json:
+        return await self._ask("status", {"lane": "mirror"})
+
+    async def tell_mirror(self, message: Json, timeout_s: float = MIRROR_S) -> Json:
+        """Give the mirror an order; its answer."""
+        return await self._ask("tell", {"message": message, "timeout_s": timeout_s})
+
+    async def stop_mirror(self) -> None:
+        """End it; nothing where none runs."""
+        await self._ask("stop", {"lane": "mirror"})
+
+    @staticmethod
+    def error(said: Json) -> VolferryError:
+        """An error of the agent as one of ours."""
+        return _error(said)
 
     # ---- jobs ------------------------------------------------------------------------------------
 

@@ -81,6 +81,7 @@ def read(raw: Json, sources: Sequence[DiskRef]) -> GuestFacts:
         holders=tuple(_holders(raw)),
         units=tuple(_units(raw)),
         tools=tuple(_tools(raw, release)),
+        no_tracking=raw.get("no_tracking") or "",
         walk_s=sum(_walk_s(raw, path) for path in dict.fromkeys(paths)),
         fstab=raw.get("fstab") or "",
         free_bytes=raw.get("var_free") or 0,

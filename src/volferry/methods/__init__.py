@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Protocol
 from volferry.model import (
     CloudFacts,
     GuestFacts,
+    Json,
     Outcome,
     Pass,
     Plan,
@@ -110,16 +111,72 @@ class Method(abc.ABC):
         """One more pass, unless the last one has only just ended; the downtime it promises."""
 
     @abc.abstractmethod
+    def content(self, scene: Scene) -> Json:
+        """What is copied, in the shape that the agent's cutover takes."""
+
+    # ---- the cutover, which is the same for all but for its content ------------------------------
+
+    def _switch(self, scene: Scene, sides: list[Json]) -> Json:
+        wanted = scene.plan.wanted
+        return {
+            **self.content(scene),
+            "units": [
+                {
+                    "name": unit.name,
+                    "stop_timeout_s": wanted.timeouts.cutover_s,
+                    "start_timeout_s": wanted.timeouts.cutover_s,
+                }
+                for unit in scene.plan.units
+            ],
+            "stop": list(wanted.stop),
+            "start": list(wanted.start),
+            "sides": {"files": sides},
+            "deadline_s": wanted.timeouts.cutover_s,
+            "settle_s": wanted.settle_s,
+            "max_downtime_s": wanted.max_downtime_s,
+        }
+
     async def cutover(self, scene: Scene) -> Outcome:
         """Let the guest cut over, and wait for what it says of it."""
+        timeouts = scene.plan.wanted.timeouts
+        sides, changes = await scene.guest.sides(scene)
+        for change in changes:
+            await scene.tell("note", text=change)
+        await scene.guest.run_job(
+            scene,
+            "cutover",
+            str(len(scene.passes())),
+            self._switch(scene, sides),
+            # The deadline is the guest's: it takes the cutover back by itself, which may take as
+            # long again. Here we only wait to hear of it.
+            deadline_s=3 * timeouts.cutover_s + scene.plan.wanted.settle_s + timeouts.attach_s,
+            what="cutover",
+            uninterrupted=True,
+        )
+        outcome = await self.outcome(scene)
+        assert outcome is not None
+        return outcome.model_copy(update={"fstab_changes": tuple(changes)})
 
-    @abc.abstractmethod
     async def cutback(self, scene: Scene) -> Outcome:
         """Let the guest go back to the source."""
+        timeouts = scene.plan.wanted.timeouts
+        result: Json = await scene.guest.run_job(
+            scene,
+            "cutback",
+            "",
+            {},  # the guest has kept what the cutover was told
+            deadline_s=3 * timeouts.cutover_s,
+            what="going back to the source",
+            uninterrupted=True,
+        )
+        return Outcome.model_validate(result["outcome"])
 
-    @abc.abstractmethod
     async def outcome(self, scene: Scene) -> Outcome | None:
         """What the guest knows of a cutover that was begun; None when there was none."""
+        result: Json | None = await scene.guest.result_of(
+            scene, "cutover", deadline_s=3 * scene.plan.wanted.timeouts.cutover_s
+        )
+        return Outcome.model_validate(result["outcome"]) if result else None
 
 
 def all_methods() -> list[Method]:

@@ -22,7 +22,6 @@ from volferry.model import (
     GuestFacts,
     Json,
     MountBy,
-    Outcome,
     Pair,
     Pass,
     Prediction,
@@ -197,7 +196,7 @@ class Rsync(Method):
             "pass",
             str(number),
             {
-                **self._content(scene),
+                **self.content(scene),
                 "number": number,
                 "bwlimit_bytes_s": wanted.bwlimit_bytes_s,
             },
@@ -206,7 +205,7 @@ class Rsync(Method):
         )
         await scene.passed(_as_pass(result))
 
-    def _content(self, scene: Scene) -> Json:
+    def content(self, scene: Scene) -> Json:
         """What is copied, and what of it has been compared already."""
         passes = scene.passes()
         last = passes[-1] if passes else None
@@ -218,65 +217,6 @@ class Rsync(Method):
             "clock_offset": last.clock_offset if last else None,
             "boot_id": last.boot_id if last else None,
         }
-
-    def _switch(self, scene: Scene, sides: list[Json]) -> Json:
-        wanted = scene.plan.wanted
-        return {
-            **self._content(scene),
-            "units": [
-                {
-                    "name": unit.name,
-                    "stop_timeout_s": wanted.timeouts.cutover_s,
-                    "start_timeout_s": wanted.timeouts.cutover_s,
-                }
-                for unit in scene.plan.units
-            ],
-            "stop": list(wanted.stop),
-            "start": list(wanted.start),
-            "sides": {"files": sides},
-            "deadline_s": wanted.timeouts.cutover_s,
-            "settle_s": wanted.settle_s,
-            "max_downtime_s": wanted.max_downtime_s,
-        }
-
-    async def cutover(self, scene: Scene) -> Outcome:
-        timeouts = scene.plan.wanted.timeouts
-        sides, changes = await scene.guest.sides(scene)
-        for change in changes:
-            await scene.tell("note", text=change)
-        await scene.guest.run_job(
-            scene,
-            "cutover",
-            str(len(scene.passes())),
-            self._switch(scene, sides),
-            # The deadline is the guest's: it takes the cutover back by itself, which may take as
-            # long again. Here we only wait to hear of it.
-            deadline_s=3 * timeouts.cutover_s + scene.plan.wanted.settle_s + timeouts.attach_s,
-            what="cutover",
-            uninterrupted=True,
-        )
-        outcome = await self.outcome(scene)
-        assert outcome is not None
-        return outcome.model_copy(update={"fstab_changes": tuple(changes)})
-
-    async def cutback(self, scene: Scene) -> Outcome:
-        timeouts = scene.plan.wanted.timeouts
-        result: Json = await scene.guest.run_job(
-            scene,
-            "cutback",
-            "",
-            {},  # the guest has kept what the cutover was told
-            deadline_s=3 * timeouts.cutover_s,
-            what="going back to the source",
-            uninterrupted=True,
-        )
-        return Outcome.model_validate(result["outcome"])
-
-    async def outcome(self, scene: Scene) -> Outcome | None:
-        result: Json | None = await scene.guest.result_of(
-            scene, "cutover", deadline_s=3 * scene.plan.wanted.timeouts.cutover_s
-        )
-        return Outcome.model_validate(result["outcome"]) if result else None
 
 
 def _declines(fs: Filesystem, *, renewed: bool) -> str:

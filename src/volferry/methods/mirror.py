@@ -1,0 +1,270 @@
+"""Blocks, by the kernel's notes of every write: a live copy with a final pass of the last of them.
+
+Whatever the volume holds, the downtime is that of the chunks written last, not of the tree. The
+target is an exact copy that cannot be recognised until the commit, so that one side alone can be
+brought up at any instant.
+
+What is compared: by default every chunk of both disks, while the service runs; a chunk that is
+written later is compared again after it was copied, the last ones inside the cutover.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from typing import ClassVar
+
+from volferry.errors import Retry, Stop
+from volferry.methods import Method, Scene
+from volferry.methods.rsync import ASSUMED_COMMIT_S, ASSUMED_MOUNT_S, ASSUMED_UNIT_S, GAIN
+from volferry.model import (
+    CloudFacts,
+    GuestFacts,
+    Json,
+    MountBy,
+    Pass,
+    Plan,
+    Prediction,
+    Progress,
+    Receipt,
+    Seed,
+    Tool,
+    Unit,
+    Wanted,
+)
+
+ASSUMED_COPY_S = 0.5
+"""Of the last chunks, before anything has been measured."""
+
+POLL_S = 0.5
+MIN_PASSES = 2
+"""The first copies and compares everything, the second shows what is written meanwhile."""
+
+
+class Mirror(Method):
+    preference: ClassVar[int] = 10
+
+    # ---- for the plan ----------------------------------------------------------------------------
+
+    def declines(self, wanted: Wanted, cloud: CloudFacts, guest: GuestFacts) -> str:
+        return next(filter(None, _reasons(wanted, cloud, guest)), "")
+
+    def needs_blank(self, guest: GuestFacts) -> bool:
+        # Two devices with one btrfs fsid can switch the mounted path (kernel commit a9261d4125c9),
+        # and a clone would have it for the moment until it is masked.
+        return any(fs.fstype == "btrfs" for fs in guest.filesystems)
+
+    def tools(self, guest: GuestFacts) -> Sequence[Tool]:
+        known = {tool.name: tool for tool in guest.tools}
+        names = ("python3", "mount", "umount", "blkid")
+        return [known.get(name, Tool(name=name)) for name in names]
+
+    def tracks(self, plan: Plan) -> bool:
+        del plan
+        return True
+
+    def predict(
+        self,
+        guest: GuestFacts,
+        units: Sequence[Unit],
+        passes: Sequence[Pass] = (),
+        prepared: Receipt | None = None,
+    ) -> Prediction:
+        """``prepared``: the agent's figures, once there are some (see its mirror)."""
+        known = prepared or {}
+        unmeasured = [u.name for u in units if u.stop_s is None or u.start_s is None]
+        stop_s = sum(ASSUMED_UNIT_S if u.stop_s is None else u.stop_s for u in units)
+        mounting_s = sum(len(fs.mounts) for fs in guest.filesystems) * ASSUMED_MOUNT_S
+        parts = {
+            "stop": stop_s,
+            "unmount": mounting_s,
+            "copy": ASSUMED_COPY_S,
+            "compare": ASSUMED_COPY_S,
+            "commit": ASSUMED_COMMIT_S,
+            "mount": mounting_s,
+            "start": sum(ASSUMED_UNIT_S if u.start_s is None else u.start_s for u in units),
+        }
+        basis = "nothing measured yet"
+        if known.get("copy_bytes_s"):
+            # What is dirty now, and what will be written until the units have stopped.
+            dirty = known["dirty_bytes"] + known["dirty_bytes_s"] * stop_s
+            rest = dirty + known["unverified_bytes"]
+            parts["copy"] = dirty / known["copy_bytes_s"]
+            parts["compare"] = rest / (known["compare_bytes_s"] or known["copy_bytes_s"])
+            parts["commit"] = 2 * known["mask_s"] + known["publish_s"]
+            basis = (
+                f"{dirty / 2**20:.1f} MiB to copy at {known['copy_bytes_s'] / 2**20:.0f} MiB/s, "
+                f"{rest / 2**20:.1f} MiB to compare"
+            )
+        basis += ", the units' last stop and start"
+        if unmeasured:
+            basis += f" ({ASSUMED_UNIT_S:g} s assumed for {', '.join(unmeasured)})"
+        parts = {name: round(seconds, 3) for name, seconds in parts.items()}
+        return Prediction(total_s=round(sum(parts.values()), 3), parts=parts, basis=basis)
+
+    # ---- for the steps ---------------------------------------------------------------------------
+
+    async def track(self, scene: Scene) -> Receipt:
+        await self._begin(scene)
+        return {"since": time.time()}
+
+    async def untrack(self, scene: Scene) -> None:
+        await scene.guest.stop_mirror()
+
+    async def _begin(self, scene: Scene) -> None:
+        await scene.guest.start_mirror([pair.source.ref for pair in scene.plan.pairs])
+
+    async def prepare(self, scene: Scene) -> Receipt:
+        figures = await self._pairs(scene)
+        made = [
+            {
+                "source_id": fs.volume_id,
+                "partition": fs.partition,
+                "device": fs.device,
+                "fstype": fs.fstype,
+                "uuid": fs.uuid,
+            }
+            for fs in scene.plan.guest.filesystems
+        ]
+        return {
+            "filesystems": made,
+            "mask_s": figures["mask_s"],
+            "publish_s": figures["publish_s"],
+            "summary": "it cannot be recognised until the commit",
+        }
+
+    async def _pairs(self, scene: Scene) -> Json:
+        """Begin to copy, or make sure that it was begun."""
+        wanted = scene.plan.wanted
+        await self._begin(scene)
+        figures: Json = await scene.guest.tell_mirror(
+            {
+                "do": "pairs",
+                "pairs": scene.guest.pairs(scene),
+                "blank": all(pair.seed is Seed.BLANK for pair in scene.plan.pairs),
+                "verify": wanted.verify,
+                "pace": wanted.pace,
+                "bwlimit_bytes_s": wanted.bwlimit_bytes_s,
+            }
+        )
+        return figures
+
+    async def sync(self, scene: Scene) -> Receipt:
+        ends = time.monotonic() + scene.plan.wanted.timeouts.sync_s
+        await self._pairs(scene)
+        while True:
+            figures = await self._figures(scene)
+            passes = scene.passes()
+            if figures["verified"] and len(passes) >= MIN_PASSES:
+                prediction = self._predict(scene, figures)
+                fits = prediction.total_s <= scene.plan.wanted.max_downtime_s
+                if fits or not _gains(passes):
+                    break
+            scene.check_stop()
+            if time.monotonic() >= ends:
+                raise Stop(
+                    f"the mirror did not end within {scene.plan.wanted.timeouts.sync_s:.0f} s "
+                    "(--sync-timeout)",
+                    data="the source is untouched; what was copied is kept, and the guest goes on",
+                    hint=f"volferry resume {scene.transfer_id} --sync-timeout with more",
+                )
+            await scene.sleep(POLL_S)
+        await scene.tell("prediction", **prediction.model_dump(mode="json"))
+        return {
+            "passes": len(passes),
+            "files_compared": 0,
+            "chunks_compared": sum(p.chunks_compared for p in passes),
+            "bytes_compared": sum(p.bytes_compared for p in passes),
+            "healed": sum(p.healed for p in passes),
+            "verify": figures["verify"],
+            "predicted": prediction.model_dump(mode="json"),
+        }
+
+    async def catch_up(self, scene: Scene) -> Prediction:
+        await self._pairs(scene)
+        ends = time.monotonic() + scene.plan.wanted.timeouts.sync_s
+        figures = await self._figures(scene)
+        while not figures["verified"]:
+            scene.check_stop()
+            if time.monotonic() >= ends:
+                break
+            await scene.sleep(POLL_S)
+            figures = await self._figures(scene)
+        if scene.plan.wanted.on_divergence == "throttle-sync" and not _gains(scene.passes()):
+            await scene.guest.tell_mirror({"do": "set", "pace": 1.0})
+        prediction = self._predict(scene, figures)
+        await scene.tell("prediction", **prediction.model_dump(mode="json"))
+        return prediction
+
+    def _predict(self, scene: Scene, figures: Json) -> Prediction:
+        plan = scene.plan
+        return self.predict(plan.guest, plan.units, scene.passes(), figures)
+
+    async def _figures(self, scene: Scene) -> Json:
+        """What the mirror says of itself; new passes and notes are kept. One that ended is told."""
+        status = await scene.guest.mirror_status()
+        if status["state"] != "running":
+            error = status.get("error")
+            if error:
+                raise scene.guest.error(error)
+            raise Retry(
+                f"the mirror in the guest is not running ({status['state']})",
+                data="the source is untouched",
+                hint="it is begun again, and compares everything",
+            )
+        said = status["progress"] or {}
+        figures: Json = said.get("figures") or {}
+        if not figures:
+            figures = await scene.guest.tell_mirror({"do": "figures"})
+        known = len(scene.passes())
+        for one in figures["passes"]:
+            number = known + 1
+            if one["started_at"] > max((p.started_at for p in scene.passes()), default=0.0):
+                await scene.passed(_as_pass(one, number))
+                known = number
+        await scene.progress(
+            Progress(
+                what=figures["phase"],
+                done_bytes=said.get("done_bytes"),
+                total_bytes=said.get("total_bytes"),
+                rate_bytes_s=figures["copy_bytes_s"] or None,
+                elapsed_s=said.get("elapsed_s") or 0.0,
+                note=f"{figures['dirty_bytes'] / 2**20:.1f} MiB written meanwhile",
+            )
+        )
+        return figures
+
+    def content(self, scene: Scene) -> Json:
+        return {
+            "method": self.name,
+            "filesystems": scene.guest.filesystems(scene),
+            "pairs": scene.guest.pairs(scene),
+        }
+
+
+def _reasons(wanted: Wanted, cloud: CloudFacts, guest: GuestFacts) -> Iterator[str]:
+    """Each thing that would make it decline; empty where it does not."""
+    yield "" if guest.family == "linux" else "it is for Linux guests"
+    yield "" if guest.root else "it needs root in the guest"
+    yield guest.no_tracking
+    other = "; ".join(guest.other_content)
+    yield f"it does not know how to switch {other}" if other else ""
+    mounts = [mount for fs in guest.filesystems for mount in fs.mounts]
+    yield "" if mounts else "no filesystem of the volume is mounted"
+    largest = max(source.size_gib for source in cloud.sources)
+    smaller = wanted.size_gib is not None and wanted.size_gib < largest
+    yield f"the target is smaller ({wanted.size_gib} of {largest} GiB)" if smaller else ""
+    yield "it copies blocks and can leave out no files (--exclude)" if wanted.exclude else ""
+    automatic = ", ".join(mount.target for mount in mounts if mount.by is MountBy.AUTOFS)
+    yield f"{automatic} is mounted by autofs, which would mount it in between" if automatic else ""
+
+
+def _gains(passes: Sequence[Pass]) -> bool:
+    """Whether the last pass had clearly less to copy than the one before."""
+    if len(passes) < MIN_PASSES:
+        return True
+    before, last = passes[-2], passes[-1]
+    return last.bytes_copied < GAIN * before.bytes_copied
+
+
+def _as_pass(said: Json, number: int) -> Pass:
+    known = {key: value for key, value in said.items() if key in Pass.model_fields}
+    return Pass.model_validate({**known, "number": number, "kept_at": time.time()})
