@@ -119,7 +119,7 @@ def volferry(lab: Lab, source: str) -> dict[str, Any]:
         "passes": len(report["passes"]),
         "controller_mib": round(peak_kib / 1024),
         "api_calls": report["api_calls"],
-        "target": report["target"]["id"],
+        "target": report["moves"][0]["target"]["id"],
     }
 
 

@@ -36,7 +36,7 @@ def main() -> int:
                     "--max-downtime", "60s", "--cutover-timeout", "300s",
                     "--settle", "10s", "--yes")  # fmt: skip
     report = json.loads(volferry_output(lab, "report", newest(lab), "-f", "json"))
-    target = report["target"]["id"]
+    target = report["moves"][0]["target"]["id"]
 
     mounted = mounted_volume(lab, [source, target])
     wait_for_load(lab, 20)

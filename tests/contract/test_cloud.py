@@ -16,7 +16,7 @@ import pytest_asyncio
 from tests.fakes.cloud import FakeCloud
 from volferry.cloud import Cloud, CloudVerbs, TypeNotReachable
 from volferry.errors import Doubt, NotFound, Stop, Usage, VolferryError
-from volferry.model import MARK, Progress, Volume
+from volferry.model import MARK, SOURCE, Progress, Volume
 
 STANDARD, IOPS, PREMIUM = "cbs-standard", "cbs-standard-iops", "cbs-premium"
 ABSENT = "00000000-0000-4000-8000-000000000000"
@@ -35,8 +35,9 @@ class World:
         raise NotImplementedError
 
     async def new_volume(self, name: str = "", *, attached: bool = False) -> Volume:
+        name = name or f"contract-{uuid.uuid4().hex[:8]}"
         made = await self.cloud.create_volume(
-            name or f"contract-{uuid.uuid4().hex[:8]}", size_gib=1, type=STANDARD, mark=self.mark
+            name, size_gib=1, type=STANDARD, mark=self.mark, source_id=f"source of {name}"
         )
         volume = await self.cloud.wait_volume(made.id, deadline_s=DEADLINE_S)
         if attached:
@@ -142,12 +143,13 @@ async def world(request: pytest.FixtureRequest, login: list[Cloud]) -> AsyncIter
 
 async def test_facts_tell_all_about_a_volume_in_a_server_given_by_name(world: World) -> None:
     volume = await world.new_volume(attached=True)
-    facts = await world.cloud.facts(world.server_name, volume.name)
+    facts = await world.cloud.facts(world.server_name, [volume.name])
     assert facts.server.id == world.server_id
     assert facts.server.status == "ACTIVE"
     assert facts.server.boots_from_volume is False
-    assert facts.source.id == volume.id
-    assert facts.source.attachments[0].server_id == world.server_id
+    [source] = facts.sources
+    assert source.id == volume.id
+    assert source.attachments[0].server_id == world.server_id
     assert volume.id in [line.volume_id for line in facts.server_volumes]
     assert {STANDARD, IOPS, PREMIUM} <= {one.name for one in facts.types}
     assert facts.quota is not None
@@ -157,14 +159,29 @@ async def test_facts_tell_all_about_a_volume_in_a_server_given_by_name(world: Wo
     assert facts.project_id
     assert facts.block_storage_version.startswith("3.")
     assert facts.compute_version.startswith("2.")
-    by_id = await world.cloud.facts(world.server_id, volume.id)
-    assert by_id.source == facts.source
+    by_id = await world.cloud.facts(world.server_id, [volume.id])
+    assert by_id.sources == facts.sources
+
+
+async def test_facts_tell_of_several_volumes_in_the_order_in_which_they_were_named(
+    world: World,
+) -> None:
+    one, other = await world.new_volume(), await world.new_volume(attached=True)
+    facts = await world.cloud.facts(world.server_name, [other.name, one.id])
+    assert [source.id for source in facts.sources] == [other.id, one.id]
+
+
+async def test_one_volume_that_is_named_twice_is_refused(world: World) -> None:
+    volume = await world.new_volume()
+    with pytest.raises(Usage) as wrong:
+        await world.cloud.facts(world.server_name, [volume.name, volume.id])
+    assert f"'{volume.name}' and '{volume.id}' are one volume" in wrong.value.what
 
 
 async def test_an_unknown_name_is_answered_with_similar_ones(world: World) -> None:
     volume = await world.new_volume("contract-similar")
     with pytest.raises(Usage) as wrong:
-        await world.cloud.facts(world.server_name, "contract-simmilar")
+        await world.cloud.facts(world.server_name, ["contract-simmilar"])
     assert "contract-simmilar" in wrong.value.what
     assert volume.name in wrong.value.hint
 
@@ -173,16 +190,16 @@ async def test_a_name_that_two_volumes_have_is_refused_with_both_ids(world: Worl
     one = await world.new_volume("contract-twin")
     mark, world.mark = world.mark, "tr-other"
     other = await world.cloud.create_volume(
-        "contract-twin", size_gib=1, type=STANDARD, mark=world.mark
+        "contract-twin", size_gib=1, type=STANDARD, mark=world.mark, source_id="s"
     )
     await world.cloud.wait_volume(other.id, deadline_s=DEADLINE_S)
     try:
         with pytest.raises(Usage) as wrong:
-            await world.cloud.facts(world.server_name, "contract-twin")
+            await world.cloud.facts(world.server_name, ["contract-twin"])
         assert one.id in wrong.value.data
         assert other.id in wrong.value.data
         assert "created" in wrong.value.data
-        assert (await world.cloud.facts(world.server_name, one.id)).source.id == one.id
+        assert (await world.cloud.facts(world.server_name, [one.id])).sources[0].id == one.id
     finally:
         await world.cloud.delete_volume(other.id, "tr-other")
         await world.cloud.wait_deleted("volume", other.id, deadline_s=DEADLINE_S)
@@ -214,6 +231,19 @@ async def test_a_snapshot_of_a_volume_in_use_is_made_once(world: World) -> None:
     assert found.id == first.id
 
 
+async def test_each_of_several_volumes_has_its_own_snapshot(world: World) -> None:
+    volumes = [await world.new_volume(), await world.new_volume()]
+    made = [await world.new_snapshot(volume) for volume in volumes]
+    assert len(set(made)) == 2
+    for volume, snapshot_id in zip(volumes, made, strict=True):
+        found = await world.cloud.find_snapshot(world.mark, volume.id)
+        assert found is not None
+        assert (found.id, found.volume_id) == (snapshot_id, volume.id)
+        assert found.metadata == {MARK: world.mark, SOURCE: volume.id}
+    with pytest.raises(Doubt):
+        await world.cloud.find_snapshot(world.mark)
+
+
 async def test_a_volume_is_made_once_and_carries_the_mark(world: World) -> None:
     async def make() -> Volume:
         return await world.cloud.create_volume(
@@ -221,6 +251,7 @@ async def test_a_volume_is_made_once_and_carries_the_mark(world: World) -> None:
             size_gib=2,
             type=PREMIUM,
             mark=world.mark,
+            source_id="the source",
             description="words",
             metadata={"owner": "me"},
         )
@@ -230,11 +261,11 @@ async def test_a_volume_is_made_once_and_carries_the_mark(world: World) -> None:
     ready = await world.cloud.wait_volume(first.id, deadline_s=DEADLINE_S)
     assert (ready.name, ready.size_gib, ready.type) == ("contract-once", 2, PREMIUM)
     assert ready.description == "words"
-    assert ready.metadata == {"owner": "me", MARK: world.mark}
+    assert ready.metadata == {"owner": "me", MARK: world.mark, SOURCE: "the source"}
     found = await world.cloud.find_volume(world.mark)
     assert found is not None
     assert found.id == first.id
-    assert await world.cloud.find_volume(world.mark, "another name") is None
+    assert await world.cloud.find_volume(world.mark, "another source") is None
 
 
 async def test_two_volumes_with_our_mark_are_a_doubt(world: World) -> None:
@@ -244,13 +275,22 @@ async def test_two_volumes_with_our_mark_are_a_doubt(world: World) -> None:
         await world.cloud.find_volume(world.mark)
     assert one.id in doubt.value.data
     assert other.id in doubt.value.data
+    for volume in (one, other):
+        found = await world.cloud.find_volume(world.mark, volume.metadata[SOURCE])
+        assert found is not None
+        assert found.id == volume.id
 
 
 async def test_a_type_on_the_snapshots_back_end_is_reached_at_once(world: World) -> None:
     source = await world.new_volume()
     snapshot_id = await world.new_snapshot(source)
     made = await world.cloud.create_volume(
-        "contract-target", size_gib=1, type=IOPS, mark=world.mark, snapshot_id=snapshot_id
+        "contract-target",
+        size_gib=1,
+        type=IOPS,
+        mark=world.mark,
+        source_id=source.id,
+        snapshot_id=snapshot_id,
     )
     target = await world.cloud.wait_volume(made.id, deadline_s=DEADLINE_S)
     assert (target.type, target.snapshot_id) == (IOPS, snapshot_id)
@@ -258,7 +298,9 @@ async def test_a_type_on_the_snapshots_back_end_is_reached_at_once(world: World)
 
 async def test_a_type_that_does_not_exist_is_not_found(world: World) -> None:
     with pytest.raises(NotFound) as wrong:
-        await world.cloud.create_volume("contract-x", size_gib=1, type="gold", mark=world.mark)
+        await world.cloud.create_volume(
+            "contract-x", size_gib=1, type="gold", mark=world.mark, source_id="s"
+        )
     assert "gold" in wrong.value.what
     volume = await world.new_volume()
     with pytest.raises(NotFound):
@@ -270,10 +312,20 @@ async def test_a_volume_from_a_snapshot_then_another_type(world: World) -> None:
     snapshot_id = await world.new_snapshot(source)
     with pytest.raises(TypeNotReachable):
         await world.cloud.create_volume(
-            "contract-target", size_gib=1, type=PREMIUM, mark=world.mark, snapshot_id=snapshot_id
+            "contract-target",
+            size_gib=1,
+            type=PREMIUM,
+            mark=world.mark,
+            source_id=source.id,
+            snapshot_id=snapshot_id,
         )
     made = await world.cloud.create_volume(
-        "contract-target", size_gib=2, type=STANDARD, mark=world.mark, snapshot_id=snapshot_id
+        "contract-target",
+        size_gib=2,
+        type=STANDARD,
+        mark=world.mark,
+        source_id=source.id,
+        snapshot_id=snapshot_id,
     )
     target = await world.cloud.wait_volume(made.id, deadline_s=DEADLINE_S)
     assert (target.size_gib, target.snapshot_id) == (2, snapshot_id)
@@ -310,7 +362,9 @@ async def test_a_snapshot_that_ends_in_error_stops_with_the_reason(world: World)
 
 async def test_a_volume_that_ends_in_error_stops_and_can_be_deleted(world: World) -> None:
     world.order("create_volume", fail=-1)
-    made = await world.cloud.create_volume("contract-x", size_gib=1, type=PREMIUM, mark=world.mark)
+    made = await world.cloud.create_volume(
+        "contract-x", size_gib=1, type=PREMIUM, mark=world.mark, source_id="s"
+    )
     with pytest.raises(Stop) as stop:
         await world.cloud.wait_volume(made.id, deadline_s=DEADLINE_S)
     assert "'error'" in stop.value.what
@@ -323,7 +377,7 @@ async def test_a_wait_ends_at_its_deadline_and_can_be_taken_up_again(world: Worl
     world.order("create_volume", slow_s=4)
     seen: list[Progress] = []
     made = await world.cloud.create_volume(
-        "contract-slow", size_gib=1, type=PREMIUM, mark=world.mark
+        "contract-slow", size_gib=1, type=PREMIUM, mark=world.mark, source_id="s"
     )
     with pytest.raises(Stop) as stop:
         await world.cloud.wait_volume(made.id, deadline_s=1, flag="--fast", progress=seen.append)
@@ -428,7 +482,7 @@ async def test_updating_keeps_the_users_other_metadata(world: World) -> None:
         volume.id, name="contract-new", description="words", metadata={"more": "1"}
     )
     assert (changed.name, changed.description) == ("contract-new", "words")
-    assert changed.metadata == {MARK: world.mark, "owner": "me", "more": "1"}
+    assert changed.metadata == {**volume.metadata, "owner": "me", "more": "1"}
 
 
 # ---- deleting ------------------------------------------------------------------------------------

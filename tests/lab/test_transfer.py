@@ -100,7 +100,7 @@ def test_xfs_by_uuid_moves_to_another_back_end_after_a_kill_and_survives_a_reboo
     volferry("resume", transfer)
 
     report = volferry.report()
-    target = report["target"]["id"]
+    target = report["moves"][0]["target"]["id"]
     assert report["not_verified"] == [] and report["verified"]
     assert 0 < report["cutover"]["downtime_s"] < 60
     assert lab.volume(target)["volume_type"] == "cbs-premium"
@@ -160,7 +160,7 @@ def test_btrfs_gets_an_identity_of_its_own_and_fstab_names_it(
 
     volferry("run", *words(lab, guest, "--type", "cbs-premium", "--yes"))
 
-    target = volferry.report()["target"]["id"]
+    target = volferry.report()["moves"][0]["target"]["id"]
     assert guest.mounted_serial() == target[:20]
     assert tree(guest) == before
     assert guest.lost() == []

@@ -123,11 +123,13 @@ def test_each_verb_has_a_page_of_its_own(verb: str) -> None:
             "did you mean --type?",
         ),
         (("lisst",), "no such command 'lisst'", "volferry"),
-        (("plan", "a"), "missing argument 'VOLUME'", "volferry plan --help"),
+        (("plan", "a"), "missing argument 'VOLUME…'", "volferry plan --help"),
+        (("plan", "a", "b", "c", "--size", "9"), "--size is for one volume", "without --size"),
+        (("run", "a", "b", "c", "--name", "n"), "--name is for one volume", "without --name"),
         (("plan", "a", "b", "--size", "0"), "'--size': 0 is not in the range", "plan --help"),
         (("plan", "a", "b", "--max-downtime", "soon"), "'soon' is not a duration", "plan --help"),
         (("plan", "a", "b", "--cutover", "at"), "same word", "plan --help"),
-        (("run", "a", "b", "02:00"), "not 3 names", "--cutover 'at 02:00' is one word"),
+        (("run", "a", "b", "02:00"), "'02:00' is a time", "--cutover 'at 02:00' is one word"),
         (("run", "plan"), "there is no plan file 'plan'", "volferry run SERVER VOLUME"),
         (("run",), "not 0 names", "volferry run --help"),
         (("plan", "a", "b", "--unit", "x", "--units", "auto"), "exclude each other", "--units"),
@@ -174,7 +176,7 @@ def test_every_option_of_plan_arrives_as_a_wish(operations: Operations) -> None:
     assert said.exit_code == 0, said.stderr
     wanted = operations.asked[0][1]["wanted"]
     assert wanted.model_dump(mode="json", exclude_defaults=True) == {
-        "os_cloud": "mycloud", "os_region": "az", "server": "testsrv", "volume": "sourcevol",
+        "os_cloud": "mycloud", "os_region": "az", "server": "testsrv", "volumes": ["sourcevol"],
         "type": "cbs-premium", "size_gib": 60, "name": "n", "method": "rsync", "seed": "blank",
         "access": {"ssh": "u@h", "ssh_config": "f"}, "units": ["a.service", "b.service"],
         "stop": ["x stop"], "start": ["x start"], "exclude": ["tmp"],
@@ -182,6 +184,14 @@ def test_every_option_of_plan_arrives_as_a_wish(operations: Operations) -> None:
         "settle_s": 0.0, "hold": True, "read_only": False, "keep_snapshot": True,
         "timeouts": {"attach_s": 180.0, "sync_s": 3600.0},
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("verb", ["plan", "run"])
+def test_several_volumes_are_named_after_the_server(verb: str, operations: Operations) -> None:
+    call(verb, "testsrv", "data1", "data2", "log", "--type", "cbs-premium")
+    wanted = operations.asked[0][1]["wanted"]
+    assert (wanted.server, wanted.volumes) == ("testsrv", ("data1", "data2", "log"))
+    assert wanted.type == "cbs-premium"
 
 
 def test_a_bare_plan_wishes_for_nothing_but_the_defaults(operations: Operations) -> None:
@@ -220,9 +230,9 @@ def test_a_refused_plan_is_printed_and_exits_with_1(operations: Operations) -> N
 @pytest.mark.usefixtures("operations")
 def test_plan_prints_json_and_single_columns() -> None:
     said = call("plan", "a", "b", "-f", "json")
-    assert json.loads(said.stdout)["target_type"] == "cbs-premium"
-    said = call("plan", "a", "b", "-f", "value", "-c", "method", "-c", "target-type")
-    assert said.stdout == "rsync\ncbs-premium\n"
+    assert json.loads(said.stdout)["pairs"][0]["target_type"] == "cbs-premium"
+    said = call("plan", "a", "b", "-f", "value", "-c", "method", "-c", "made-at")
+    assert said.stdout == f"rsync\n{world.BEGAN}\n"
 
 
 @pytest.mark.usefixtures("operations")
@@ -453,8 +463,10 @@ def test_the_schema_is_the_one_of_the_plan_files() -> None:
 
 def test_escape_sequences_in_names_do_not_reach_the_terminal(tmp_path: Path) -> None:
     evil = world.plan()
-    source = evil.cloud.source.model_copy(update={"name": "\x1b[2Jevil"})
-    cloud = evil.cloud.model_copy(update={"source": source})
-    with world.plant(tmp_path, plan=evil.model_copy(update={"cloud": cloud})):
+    source = evil.cloud.sources[0].model_copy(update={"name": "\x1b[2Jevil"})
+    cloud = evil.cloud.model_copy(update={"sources": (source,)})
+    pairs = (evil.pairs[0].model_copy(update={"source": source}),)
+    evil = evil.model_copy(update={"cloud": cloud, "pairs": pairs})
+    with world.plant(tmp_path, plan=evil):
         for verb in (("list",), ("status", world.ID), ("report", world.ID), ("logs", world.ID)):
             assert "\x1b" not in call("--state", tmp_path, *verb).stdout

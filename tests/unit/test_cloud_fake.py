@@ -33,7 +33,7 @@ async def transfer(cloud: FakeCloud, server: str, source: str) -> str:
     """What the steps do, said again from the start after each cut."""
     snapshot = await cloud.create_snapshot(source, "s", MARK)
     await cloud.wait_snapshot(snapshot.id, deadline_s=60)
-    wanted = {"size_gib": 1, "mark": MARK, "snapshot_id": snapshot.id}
+    wanted = {"size_gib": 1, "mark": MARK, "source_id": source, "snapshot_id": snapshot.id}
     try:
         target = await cloud.create_volume("t", type=PREMIUM, **wanted)  # type: ignore[arg-type]
     except TypeNotReachable:

@@ -533,7 +533,7 @@ async def test_an_exceeded_quota_stops_with_its_figures(cloud_api: StandIn) -> N
     cloud_api.says("GET", "/volume/v3/volumes/detail", Reply(body={"volumes": []}))
     cloud_api.says("GET", "/volume/v3/os-quota-sets/p1", Reply(body={"quota_set": QUOTA}))
     with pytest.raises(Stop) as stop:
-        await cloud.create_volume("t", size_gib=5, type="fast", mark="tr-1")
+        await cloud.create_volume("t", size_gib=5, type="fast", mark="tr-1", source_id="s")
     assert "exceeds allowed gigabytes quota" in stop.value.what
     assert "gigabytes: 9 of 10 used" in stop.value.data
     assert pauses.slept == []
@@ -563,7 +563,7 @@ async def facts_from(api: StandIn, cloud: Cloud, quota: Reply) -> CloudFacts:
     api.says("GET", path, Reply(body={"volumeAttachments": lines}))
     api.says("GET", "/volume/v3/types", Reply(body={"volume_types": [{"id": "1", "name": "fast"}]}))
     api.says("GET", "/volume/v3/os-quota-sets/p1", quota)
-    return await cloud.facts(SERVER_ID, VOLUME_ID)
+    return await cloud.facts(SERVER_ID, [VOLUME_ID])
 
 
 async def test_facts_do_without_a_quota_that_policy_hides(cloud_api: StandIn) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from volferry.guests import linux_facts
-from volferry.model import DiskRef, GuestFacts, MountBy
+from volferry.model import DiskRef, GuestFacts, Json, MountBy
 
 FACTS = Path(__file__).parents[1] / "facts"
 RELEASES = {"debian-12": (252, "bookworm"), "debian-13": (257, "trixie")}
@@ -14,7 +14,27 @@ RELEASES = {"debian-12": (252, "bookworm"), "debian-13": (257, "trixie")}
 
 def read(name: str) -> GuestFacts:
     raw = json.loads((FACTS / f"{name}.json").read_text())
-    return linux_facts.read(raw, DiskRef(volume_id=raw["volume_id"], size_bytes=1 << 30))
+    return linux_facts.read(raw, [DiskRef(volume_id=raw["volume_id"], size_bytes=1 << 30)])
+
+
+ANOTHER = "0a1b2c3d-9999-4444-8888-0123456789ab"
+
+
+def as_another(raw: Json) -> Json:
+    """The same guest, its source being another volume with another name and device number."""
+    [kname] = raw["sources"].values()
+    [dev] = [disk["dev"] for disk in raw["sysblock"] if disk["path"] == f"/dev/{kname}"]
+    text = json.dumps(raw)
+    for old, new in (
+        (raw["volume_id"], ANOTHER),
+        (raw["volume_id"][:20], ANOTHER[:20]),
+        (kname, "vdx"),
+        (f'"{dev}"', '"77:0"'),
+        (f" {dev} ", " 77:0 "),
+    ):
+        text = text.replace(old, new)
+    other: Json = json.loads(text)
+    return other
 
 
 @pytest.fixture(params=sorted(RELEASES))
@@ -36,8 +56,10 @@ def test_the_guest_itself(release):
 def test_the_source_is_found_by_its_serial_and_has_the_volumes_size(release):
     facts = read(f"{release}-xfs-fstab-bind")
 
-    assert facts.source_disk and facts.source_disk.size_bytes == 1 << 30
-    assert len(facts.source_disk.serial) == 20
+    [disk] = facts.source_disks
+    assert disk.size_bytes == 1 << 30
+    assert len(disk.serial) == 20 and disk.volume_id.startswith(disk.serial)
+    assert facts.source_disk(disk.volume_id) == disk
     assert any(d.serial == "root" for d in facts.disks)
 
 
@@ -69,13 +91,42 @@ def test_who_holds_it_is_told_with_the_unit_and_nobody_else_is(release):
 def test_partitions_and_what_files_cannot_carry(release):
     facts = read(f"{release}-gpt-ext4-and-lvm")
 
-    assert facts.partition_table == "gpt" and "label-id:" in facts.partition_dump
     [fs] = facts.filesystems
+    table = facts.partition_table(fs.volume_id)
+    assert table and table.label == "gpt" and "label-id:" in table.dump
     assert (fs.partition, fs.fstype, fs.label) == (1, "ext4", "files")
     assert any(name.startswith("PARTUUID=") for name in fs.names)
     assert fs.mounts[0].by is MountBy.HAND
     [other] = facts.other_content
     assert "LVM physical volume" in other
+
+
+def test_several_volumes_of_one_guest_are_told_apart(release):
+    """Of two captures, one guest that has both disks."""
+    parted, whole = (
+        json.loads((FACTS / f"{release}-{name}.json").read_text())
+        for name in ("gpt-ext4-and-lvm", "xfs-fstab-bind")
+    )
+    whole = as_another(whole)
+    both = {
+        key: parted[key] + whole[key]
+        if key in ("sysblock", "mountinfo")
+        else {**parted[key], **whole[key]}
+        if isinstance(parted[key], dict)
+        else parted[key]
+        for key in parted
+    }
+    ids = (parted["volume_id"], "nowhere", ANOTHER)
+
+    facts = linux_facts.read(both, [DiskRef(volume_id=id, size_bytes=1 << 30) for id in ids])
+
+    assert [disk.volume_id for disk in facts.source_disks] == [ids[0], ANOTHER]
+    assert [(fs.volume_id, fs.fstype) for fs in facts.filesystems] == [
+        (ids[0], "ext4"),
+        (ANOTHER, "xfs"),
+    ]
+    assert [table.volume_id for table in facts.partition_tables] == [ids[0]]
+    assert len(facts.other_content) == 1
 
 
 def test_a_luks_disk_is_named_as_such(release):
@@ -108,7 +159,7 @@ def test_packages_go_by_the_family_of_distributions(line, column):
     raw = json.loads((FACTS / "debian-12-luks.json").read_text())
 
     facts = linux_facts.read(
-        {**raw, "os_release": line, "tools": {}}, DiskRef(volume_id="x", size_bytes=1)
+        {**raw, "os_release": line, "tools": {}}, [DiskRef(volume_id="x", size_bytes=1)]
     )
 
     assert next(t.package for t in facts.tools if t.name == "mount") == column

@@ -46,6 +46,13 @@ def test_wishes_come_before_facts_and_version_first() -> None:
     assert keys.index("wanted") < keys.index("cloud") < keys.index("checks")
 
 
+def test_the_head_names_every_volume_that_it_moves() -> None:
+    one = world.plan().pairs[0]
+    log = one.model_copy(update={"source": one.source.model_copy(update={"name": "log"})})
+    head = planfile.dumps(world.plan(pairs=(one, log))).split("version:")[0]
+    assert "volume 'sourcevol'" in head and "volume 'log'" in head
+
+
 def test_an_fstab_stays_readable() -> None:
     assert "fstab: |" in saved()
     assert f"UUID={world.UUID} /srv/data xfs noatime 0 2" in saved().replace("    ", "")
@@ -60,7 +67,7 @@ def test_the_published_schema_accepts_what_is_saved() -> None:
 
 def test_the_published_schema_refuses_what_is_refused_here() -> None:
     content = YAML(typ="safe", pure=True).load(saved())
-    spoils: list[dict[str, Any]] = [{"version": 2}, {"wanted": {}}, {"wishes": 1}]
+    spoils: list[dict[str, Any]] = [{"version": 3}, {"wanted": {}}, {"wishes": 1}]
     for spoil in spoils:
         with pytest.raises(jsonschema.ValidationError):
             jsonschema.validate(content | spoil, planfile.schema())
@@ -70,7 +77,7 @@ def test_the_published_schema_refuses_what_is_refused_here() -> None:
 
 def test_five_faults_are_five_lines_in_order() -> None:
     text = saved()
-    text = text.replace("version: 1", "version: 7")
+    text = text.replace("version: 2", "version: 7")
     text = text.replace("  type: cbs-premium\n", "  tyype: cbs-premium\n", 1)
     text = text.replace("  seed: auto\n", "  seed: quick\n")
     text = text.replace("  max_downtime_s: 10.0\n", "  max_downtime_s: -3\n")
@@ -92,14 +99,38 @@ def test_five_faults_are_five_lines_in_order() -> None:
 
 
 def test_a_missing_key_and_a_wrong_type_are_named_with_their_place() -> None:
-    said = faults("version: 1\nwanted:\n  server: testsrv\n  volume: 12\ncloud: {}\nguest: []\n")
-    assert "'wanted.volume' is the number 12, not text: put it in quotes" in said.data
-    assert "'cloud.server' is missing" in said.data and "'cloud.source' is missing" in said.data
+    said = faults("version: 2\nwanted:\n  server: testsrv\n  volumes: [12]\ncloud: {}\nguest: []\n")
+    assert "'wanted.volumes[0]' is the number 12, not text: put it in quotes" in said.data
+    assert "'cloud.server' is missing" in said.data and "'cloud.sources' is missing" in said.data
     assert "'guest' is a list" in said.data
 
 
 def test_a_missing_version_is_a_fault() -> None:
-    assert "'version' is missing" in faults(saved().replace("version: 1\n", "")).data
+    assert "'version' is missing" in faults(saved().replace("version: 2\n", "")).data
+
+
+def test_a_file_of_an_older_version_gets_one_sentence() -> None:
+    said = faults(saved().replace("version: 2", "version: 1"))
+    assert said.what == (
+        "plan.yaml cannot be read as a plan file: it is of version 1, this volferry reads 2"
+    )
+    assert (said.data, "volferry plan SERVER VOLUME --save FILE" in said.hint) == (
+        "nothing was changed",
+        True,
+    )
+
+
+def test_a_name_and_a_size_are_for_one_volume() -> None:
+    text = saved().replace("    - sourcevol\n", "    - sourcevol\n    - log\n")
+    text = text.replace("  size_gib:\n", "  size_gib: 60\n").replace("  name: ''\n", "  name: n\n")
+    said = faults(text)
+    assert "'wanted.size_gib' is for one volume, and 2 are named" in said.data
+    assert "'wanted.name' is for one volume, and 2 are named" in said.data
+
+
+def test_a_file_without_a_volume_is_a_fault() -> None:
+    said = faults(saved().replace("  volumes:\n    - sourcevol\n", "  volumes: []\n"))
+    assert "'wanted.volumes' is a list" in said.data
 
 
 def test_a_key_that_is_said_twice_is_a_fault_with_both_lines() -> None:
@@ -123,7 +154,7 @@ def test_a_time_without_a_zone_is_a_fault() -> None:
 
 
 def test_what_is_not_yaml_says_where() -> None:
-    said = faults("version: 1\nwanted: {server: [\n")
+    said = faults("version: 2\nwanted: {server: [\n")
     assert "not YAML" in said.data and "line " in said.data
 
 
@@ -145,7 +176,7 @@ def test_a_file_of_something_else_gets_one_sentence(text: str, word: str) -> Non
 
 
 def test_aliases_are_refused_before_they_can_grow() -> None:
-    bomb = "wanted: &a {server: x, volume: y}\ncloud: [*a, *a]\nversion: 1\n"
+    bomb = "wanted: &a {server: x, volumes: [y]}\ncloud: [*a, *a]\nversion: 2\n"
     assert "alias" in faults(bomb).data
 
 
@@ -178,7 +209,7 @@ def test_saving_replaces_a_plan_but_nothing_else(tmp_path: Path) -> None:
 
 def test_a_plan_with_a_fault_in_it_may_be_replaced(tmp_path: Path) -> None:
     path = tmp_path / "plan.yaml"
-    path.write_text(saved().replace("version: 1", "version: 9"))
+    path.write_text(saved().replace("version: 2", "version: 9"))
     planfile.save(world.plan(), path)
     assert planfile.load(path) == world.plan()
 

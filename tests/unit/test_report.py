@@ -88,7 +88,7 @@ def test_an_outcome_that_cannot_be_read_claims_nothing() -> None:
 
 def test_a_source_that_is_not_read_only_is_work_that_remains() -> None:
     report = told(drop=("protect",))
-    assert report.source_read_only is None
+    assert report.moves[0].source_read_only is None
     assert any(f"set --read-only {world.SOURCE}" in item for item in report.remaining)
 
 

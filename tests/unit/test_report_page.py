@@ -65,7 +65,7 @@ def test_names_cannot_become_markup() -> None:
     evil = '<script>alert(1)</script>"><img src=x onerror=alert(1)>'
     odd = report(
         server_name=evil,
-        source=story.VolumeEnd(id=evil, name=evil, type=evil),
+        moves=(story.Move(source=story.VolumeEnd(id=evil, name=evil, type=evil)),),
         left=(evil,),
         remaining=(evil,),
         notes=(evil,),

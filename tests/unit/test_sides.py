@@ -10,6 +10,7 @@ RULE = "/etc/udev/rules.d/10-volferry-tr-x.rules"
 def facts(fstab, fstype="xfs"):
     fs = Filesystem(
         device="/dev/vdb",
+        volume_id=SOURCE,
         fstype=fstype,
         uuid="u-1",
         names=("/dev/vdb", "UUID=u-1", f"/dev/disk/by-id/virtio-{SOURCE[:20]}"),
@@ -19,7 +20,7 @@ def facts(fstab, fstype="xfs"):
 
 
 def decide(fstab, made="u-1"):
-    return sides(facts(fstab), "tr-x", SOURCE, TARGET, {None: made})
+    return sides(facts(fstab), "tr-x", {SOURCE: TARGET}, {(SOURCE, None): made})
 
 
 def test_with_one_identity_the_rule_alone_is_the_commit():
@@ -62,3 +63,48 @@ def test_entries_of_other_devices_stay_as_they_are():
     files, _ = decide("/dev/vdb1 /a xfs\n# /dev/vdb /b xfs\n/dev/vdb /srv/data xfs\n")
 
     assert files[0]["target"] == "/dev/vdb1 /a xfs\n# /dev/vdb /b xfs\nUUID=u-1 /srv/data xfs\n"
+
+
+# ---- several volumes -----------------------------------------------------------------------------
+
+LOG, LOG_TARGET = (c * 8 + "-aaaa-bbbb-cccc-00000000000" + c for c in "69")
+
+
+def both(fstab, log_fstype="xfs"):
+    log = Filesystem(
+        device="/dev/vdc1",
+        volume_id=LOG,
+        partition=1,
+        fstype=log_fstype,
+        uuid="u-9",
+        names=("/dev/vdc1", "UUID=u-9"),
+        mounts=(Mount(target="/srv/log", source="/dev/vdc1"),),
+    )
+    return GuestFacts(family="linux", filesystems=(*facts(fstab).filesystems, log), fstab=fstab)
+
+
+TARGETS = {SOURCE: TARGET, LOG: LOG_TARGET}
+
+
+def test_one_rule_names_all_targets_or_all_sources_so_that_the_commit_is_one_file():
+    made = {(SOURCE, None): "u-1", (LOG, 1): "u-9"}
+
+    [rule], _ = sides(
+        both("UUID=u-1 /srv/data xfs\nUUID=u-9 /srv/log xfs\n"), "tr-x", TARGETS, made
+    )
+
+    for volume in (TARGET, LOG_TARGET):
+        assert f'"{volume[:20]}*"' in rule["source"] and volume[:20] not in rule["target"]
+    for volume in (SOURCE, LOG):
+        assert f'"{volume[:20]}*"' in rule["target"] and volume[:20] not in rule["source"]
+
+
+def test_with_one_btrfs_among_them_all_entries_change_in_one_fstab():
+    fstab = "UUID=u-1 /srv/data xfs\nUUID=u-9 /srv/log btrfs\n"
+    made = {(SOURCE, None): "u-2", (LOG, 1): "u-8"}
+
+    [rule, table], changes = sides(both(fstab, "btrfs"), "tr-x", TARGETS, made)
+
+    assert rule["target"] is None
+    assert table["target"] == "UUID=u-2 /srv/data xfs\nUUID=u-8 /srv/log btrfs\n"
+    assert len(changes) == 2

@@ -37,12 +37,15 @@ POSTGRES = os.environ.get("VOLFERRY_TEST_POSTGRES", "")
 """URL of a database whose tables these tests may drop; without it, SQLite alone is tested."""
 
 
-def transfer(id: str = ID, source: str = "vol-1", state: State = State.RUNNING) -> Transfer:
+def transfer(id: str = ID, *sources: str, state: State = State.RUNNING) -> Transfer:
     plan = Plan(
         wanted=Wanted(server="web-03", volumes=("data",)),
         cloud=CloudFacts(
             server=Server(id="srv-1", name="web-03", status="ACTIVE"),
-            sources=(Volume(id=source, name="data", size_gib=1, type="old", status="in-use"),),
+            sources=tuple(
+                Volume(id=source, name="data", size_gib=1, type="old", status="in-use")
+                for source in sources or ("vol-1",)
+            ),
         ),
         guest=GuestFacts(family="linux"),
     )
@@ -152,6 +155,20 @@ def test_an_ended_transfer_does_not_come_back_while_another_moves_its_volume(sto
     assert store.transfer(ID).state is State.DONE
 
 
+def test_a_transfer_has_all_of_its_volumes_or_is_refused_with_those_that_are_taken(
+    store: Store,
+) -> None:
+    with pytest.raises(errors.Refused, match=rf"volume 'vol-1' is already .* '{ID}'"):
+        store.create(transfer("tr-both", "vol-2", "vol-1"))
+    store.create(transfer("tr-both", "vol-2", "vol-3"))  # so vol-2 was not kept by the refused one
+
+    for taken in ("vol-2", "vol-3"):
+        with pytest.raises(errors.Refused, match=f"'{taken}' is already .* 'tr-both'"):
+            store.create(transfer("tr-third", taken))
+    store.set_state("tr-both", State.DONE)
+    store.create(transfer("tr-third", "vol-3", "vol-2"))
+
+
 def test_an_id_is_used_once(store: Store) -> None:
     with pytest.raises(errors.Usage, match="already a transfer"):
         store.create(transfer(ID, "vol-2"))
@@ -179,7 +196,7 @@ def test_the_state_of_an_unknown_transfer_cannot_be_set(store: Store) -> None:
 
 
 def test_a_plan_can_be_replaced(store: Store) -> None:
-    plan = store.transfer(ID).plan.model_copy(update={"target_name": "new"})
+    plan = store.transfer(ID).plan.model_copy(update={"method": "new"})
 
     store.set_plan(ID, plan)
 
@@ -324,8 +341,22 @@ def test_a_store_of_a_newer_volferry_is_left_alone(tmp_path: Path) -> None:
     with closing(sqlite3.connect(tmp_path / "store.sqlite")) as db, db:
         db.execute("update volferry_schema set version = 99")
 
-    with pytest.raises(errors.Refused, match="has schema 99, this volferry knows 1"):
+    with pytest.raises(errors.Refused, match="has schema 99, this volferry knows 2"):
         Store(tmp_path)
+
+
+def test_a_store_of_an_older_volferry_is_left_as_it_is(tmp_path: Path) -> None:
+    with closing(sqlite3.connect(tmp_path / "store.sqlite")) as db, db:
+        db.execute("create table volferry_schema (version integer primary key)")
+        db.execute("insert into volferry_schema values (1)")
+
+    with pytest.raises(errors.Refused, match="has schema 1, this volferry knows 2") as caught:
+        Store(tmp_path)
+
+    assert "VOLFERRY_STATE names another place" in caught.value.hint
+    with closing(sqlite3.connect(tmp_path / "store.sqlite")) as db:
+        tables = db.execute("select name from sqlite_master where type = 'table'").fetchall()
+    assert tables == [("volferry_schema",)]
 
 
 def test_the_state_directory_can_be_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

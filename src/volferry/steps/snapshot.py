@@ -59,7 +59,7 @@ async def delete(ctx: Context, receipt: Receipt) -> None:
     """Delete our snapshots and see them gone; nothing for those that are gone already."""
     timeouts, every = ctx.plan.wanted.timeouts, [s["snapshot_id"] for s in receipt["snapshots"]]
     for snapshot_id in every:
-        # Cinder deletes nothing that is still being made; one that ends in error can be deleted.
+        # Cinder deletes nothing that is still being made, but what ended in error.
         with contextlib.suppress(NotFound, Stop):
             if (await ctx.cloud.snapshot(snapshot_id)).status == "creating":
                 await ctx.cloud.wait_snapshot(snapshot_id, deadline_s=timeouts.snapshot_s)

@@ -91,7 +91,7 @@ class Target(Step):
             [made["volume_id"] for made in receipt["targets"]],
         )
         for volume_id in every:
-            # Cinder deletes nothing that is still being made; what ends in error can be deleted.
+            # Cinder deletes nothing that is still being made, but what ended in error.
             with contextlib.suppress(NotFound, Stop):
                 if (await ctx.cloud.volume(volume_id)).status == "creating":
                     await ctx.cloud.wait_volume(volume_id, deadline_s=timeouts.create_s)
