@@ -278,6 +278,21 @@ def test_one_request_that_the_kernel_lost_silently_is_told(
         assert dirty[number(volume)].count == 23
 
 
+def test_a_disk_that_counts_nothing_is_no_loss(
+    disks: Disks, track: Callable[..., Tracker]
+) -> None:
+    volume = disks.blank("data", 8)
+    counting = Path("/sys/block", Path(volume.loop).name, "queue/iostats")
+    with closing(track(volume)) as tracker:
+        dirty = tracker.new_sets()
+        for value in ("0", "1"):
+            counting.write_text(value)
+            write(volume, 0, 4096, count=10, apart=CHUNK)
+            for _ in range(2):
+                tracker.drain(dirty)
+            assert tracker.lost() == ""
+
+
 def test_without_the_counters_a_dropped_event_goes_unnoticed(
     disks: Disks, track: Callable[..., Tracker]
 ) -> None:

@@ -42,14 +42,16 @@ class ChunkSet:
         self._pages: Dict[int, bytearray] = {}
 
     def add(self, first: int, last: int) -> None:
+        if first == last < self.size:
+            # Nearly every write of a service, so it is short: one chunk, in a page that is there.
+            page = self._pages.get(first // PAGE_CHUNKS)
+            if page is not None:
+                at, bit = first % PAGE_CHUNKS >> 3, 1 << (first & 7)
+                if not page[at] & bit:
+                    page[at] |= bit
+                    self.count += 1
+                return
         self._check(first, last)
-        if first == last:  # nearly every write: no big numbers for one bit
-            page = self._page(first // PAGE_CHUNKS)
-            at, bit = first % PAGE_CHUNKS >> 3, 1 << (first & 7)
-            if not page[at] & bit:
-                page[at] |= bit
-                self.count += 1
-            return
         for number, begin, end, mask in self._windows(first, last):
             page = self._page(number)
             old = int.from_bytes(page[begin:end], "little")
