@@ -205,7 +205,7 @@ class Engine:
             except Held as word:
                 return {"what": word.what, "hint": word.hint}
             self.store.receipt(id, name, receipt)
-            await ctx.tell("receipt", receipt=receipt)
+            await ctx.tell("receipt", receipt=receipt, api_calls=ctx.new_calls())
             await ctx.tell("promise", text=fill(step.promise, receipt))
             return {}
 

@@ -170,13 +170,17 @@ async def _surroundings(transfer: Transfer) -> AsyncIterator[Context]:
         await opened.enter_async_context(way_in)
         guest = LinuxGuest(way_in, transfer.id)
         await guest.probe()
-        yield Context(
+        ctx = Context(
             transfer.id,
             transfer.plan,
             cloud=cloud,
             guest=guest,
             method=method(transfer.plan.method),
         )
+        try:
+            yield ctx
+        finally:
+            await ctx.tell("calls", api_calls=ctx.new_calls())
 
 
 def _engine(store: Store, listen: Listener) -> Engine:

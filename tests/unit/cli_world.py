@@ -272,7 +272,6 @@ RECEIPTS: dict[str, dict[str, Any]] = {
         "removed": ["/etc/udev/rules.d/60-volferry.rules", "/var/lib/volferry"],
         "left": [],
         "snapshot_deleted": True,
-        "api_calls": 61,
     },
 }
 PROMISES = {
@@ -321,7 +320,8 @@ def events(until: str = "tidy", id: str = ID) -> list[Event]:
             said.append(tell(at=at + 1, kind="gate", facts=gate))
             said.append(tell(at=at + 8, kind="outcome", facts=OUTCOME.model_dump(mode="json")))
         at += TAKES[step]
-        said.append(tell(at=at, kind="receipt", facts={"receipt": receipt}))
+        calls = 61 if step == "tidy" else 0
+        said.append(tell(at=at, kind="receipt", facts={"receipt": receipt, "api_calls": calls}))
         said.append(tell(at=at, kind="promise", facts={"text": PROMISES[step]}))
         if step == until:
             break

@@ -102,6 +102,14 @@ def test_a_kept_snapshot_is_named_because_the_source_depends_on_it() -> None:
     assert any(world.SNAPSHOT in note for note in told(receipts={"tidy": tidy}).notes)
 
 
+def test_the_calls_of_every_process_that_carried_it_count() -> None:
+    killed = [Event(at=1, transfer=world.ID, kind="receipt", facts={"api_calls": 7})]
+    resumed = [Event(at=2, transfer=world.ID, kind="calls", facts={"api_calls": 5})]
+    done = world.transfer(State.DONE)
+    assert story.tell(done, killed + resumed, world.RECEIPTS, world.PASSES).api_calls == 12
+    assert story.tell(done, [], world.RECEIPTS, world.PASSES).api_calls is None
+
+
 def test_each_state_says_what_comes_next() -> None:
     assert "volferry finish" in told(State.HELD, "cutover").remaining[0]
     assert "volferry cutover" in told(State.HELD, "sync").remaining[0]

@@ -126,6 +126,9 @@ class Teller:
             self._elapsed[event.step] = float(elapsed)
         return self._if_verbose(Line(said(receipt), "dim", "receipt"))
 
+    def _calls(self, event: Event) -> list[Line]:
+        return self._if_verbose(Line(said(event.facts), "dim", "calls"))
+
     def _promise(self, event: Event) -> list[Line]:
         took = self._elapsed.get(event.step)
         tail = f"  {duration(took)}" if took else ""
@@ -190,6 +193,7 @@ _WORDS: dict[str, Callable[[Teller, Event], list[Line]]] = {
     "phase": Teller._phase,
     "intent": Teller._intent,
     "receipt": Teller._receipt,
+    "calls": Teller._calls,
     "promise": Teller._promise,
     "skipped": Teller._skipped,
     "pass": Teller._pass,

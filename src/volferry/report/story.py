@@ -172,7 +172,7 @@ def tell(
         removed=_texts(tidy.get("removed")),
         left=_texts(tidy.get("left")),
         fstab_changes=_texts(receipts.get("cutover", {}).get("fstab_changes")),
-        api_calls=tidy.get("api_calls"),
+        api_calls=_api_calls(events),
         remaining=_remaining(transfer, receipts),
         notes=_notes(transfer, receipts),
         infrastructure=_of_each(
@@ -201,6 +201,12 @@ def _outcome(json: Any) -> Outcome | None:
 def _outcomes(events: Iterable[Event]) -> list[Outcome]:
     told = [_outcome(event.facts) for event in events if event.kind == "outcome"]
     return [outcome for outcome in told if outcome]
+
+
+def _api_calls(events: Iterable[Event]) -> int | None:
+    """Of all processes that carried it; those after the last receipt of a killed one are lost."""
+    told = [event.facts["api_calls"] for event in events if "api_calls" in event.facts]
+    return sum(told) if told else None
 
 
 def _prediction(receipts: dict[str, Receipt]) -> Prediction | None:

@@ -187,6 +187,7 @@ class Context:
         self.step = ""
         """Name of the step that is being carried."""
         self.line: Line = line if line is not None else Unheard()
+        self._calls_told = 0
 
     async def tell(self, kind: str, /, **facts: Any) -> None:
         """Tell an event: it is on disk, and every listener has heard it, when this returns."""
@@ -200,6 +201,14 @@ class Context:
         """Keep a pass that has ended, and tell it."""
         await self.line.passed(one)
         await self.tell("pass", **one.model_dump(mode="json"))
+
+    def new_calls(self) -> int:
+        """API calls since this was asked last.
+
+        Told with each receipt rather than once at the end: a process that is killed has no end.
+        """
+        before, self._calls_told = self._calls_told, getattr(self.cloud, "api_calls", 0)
+        return self._calls_told - before
 
     def passes(self) -> Sequence[Pass]:
         """The passes of this transfer, oldest first, those of earlier runs included."""

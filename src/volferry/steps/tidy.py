@@ -29,7 +29,6 @@ class Tidy(Step):
             "removed": gone["removed"],
             "left": gone["left"],
             "snapshot_deleted": deleted,
-            "api_calls": ctx.cloud.api_calls,
         }
 
     async def undo(self, ctx: Context, receipt: Receipt) -> None:
