@@ -25,7 +25,12 @@ SERVER, MOUNT, UNIT, SIZE_GIB = "benchsrv", "/srv/data", "load.service", 1
 
 def main() -> int:
     lab = Lab()
-    lab.up()
+    with lab.held("make bench"):
+        lab.up()
+        return measure(lab)
+
+
+def measure(lab: Lab) -> int:
     source = prepare(lab)
     by_hand_s, between = by_hand(lab, source)
     ours = volferry(lab, between)
@@ -37,9 +42,7 @@ def main() -> int:
     RESULT.parent.mkdir(exist_ok=True)
     RESULT.write_text(json.dumps(figures, indent=2) + "\n")
     show(figures)
-    lab.delete_server(SERVER)
-    for volume in (source, between, figures["target"]):
-        remove(lab, volume)
+    sweep(lab)
     return 0
 
 
@@ -61,7 +64,7 @@ def device(volume_id: str) -> str:
 
 def prepare(lab: Lab) -> str:
     say("a fresh server, a volume and its load")
-    lab.delete_server(SERVER)
+    sweep(lab)
     lab.ensure_server(SERVER, flavor="m1.medium")
     source = lab.ensure_volume("benchvol", SIZE_GIB)
     lab.attach(SERVER, source)
@@ -123,10 +126,9 @@ def volferry(lab: Lab, source: str) -> dict[str, Any]:
     }
 
 
-def remove(lab: Lab, volume_id: str) -> None:
-    if lab.volume(volume_id)["metadata"].get("readonly") == "True":
-        lab.change_volume(volume_id, "os-update_readonly_flag", readonly=False)
-    lab.delete_volume(volume_id)
+def sweep(lab: Lab) -> None:
+    lab.knobs.reset()
+    lab.sweep(SERVER, "benchvol*")
 
 
 def show(figures: dict[str, Any]) -> None:

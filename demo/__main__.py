@@ -22,18 +22,23 @@ TARGET_TYPE = "cbs-premium"
 
 def main() -> int:
     lab = Lab()
-    lab.up()
+    with lab.held("make demo"):
+        lab.up()
+        return demonstrate(lab)
+
+
+def demonstrate(lab: Lab) -> int:
     say("a fresh server and its volume")
     source = fresh_server(lab)
     script = (HERE / "guest_setup.sh").read_text()
     put(lab, "/usr/local/lib/bank.py", (HERE / "bank.py").read_text())
     unit = lab.ssh(SERVER, f"sh -s /dev/disk/by-id/virtio-{source[:20]} <<'END'\n{script}\nEND",
-                   root=True, timeout_s=400).split()[-1]  # fmt: skip
+                   root=True).split()[-1]  # fmt: skip
     wait_for_load(lab, 20)
     before = fingerprint(lab)
 
     code = volferry(lab, "run", SERVER, SOURCE, "--type", TARGET_TYPE, "--unit", unit,
-                    "--max-downtime", "60s", "--cutover-timeout", "300s",
+                    "--max-downtime", "5m", "--cutover-timeout", "15m",
                     "--settle", "10s", "--yes")  # fmt: skip
     report = json.loads(volferry_output(lab, "report", newest(lab), "-f", "json"))
     target = report["moves"][0]["target"]["id"]
@@ -90,11 +95,8 @@ def say(text: str) -> None:
 
 def fresh_server(lab: Lab) -> str:
     """``testsrv`` with an empty ``sourcevol`` of 2 GiB; those of an earlier demo are removed."""
-    lab.delete_server(SERVER)
-    while volume := lab.find_volume(SOURCE):
-        if volume["metadata"].get("readonly") == "True":
-            lab.change_volume(volume["id"], "os-update_readonly_flag", readonly=False)
-        lab.delete_volume(volume["id"])
+    lab.knobs.reset()
+    lab.sweep(SERVER, SOURCE)
     lab.ensure_server(SERVER, image="debian-12", flavor="m1.medium")
     source = lab.ensure_volume(SOURCE, size_gib=2, volume_type="cbs-standard")
     lab.attach(SERVER, source)
@@ -109,7 +111,7 @@ def wait_for_load(lab: Lab, commits: int) -> None:
     """Until that many more transactions were acknowledged."""
     count = "wc -l < /var/lib/bank/acknowledged 2>/dev/null || echo 0"
     wanted = int(lab.ssh(SERVER, count, root=True)) + commits
-    ends = time.monotonic() + 120
+    ends = time.monotonic() + 600
     while int(lab.ssh(SERVER, count, root=True)) < wanted:
         if time.monotonic() > ends:
             raise SystemExit("the load does not commit: see journalctl -u bank.service in testsrv")
@@ -118,7 +120,7 @@ def wait_for_load(lab: Lab, commits: int) -> None:
 
 def fingerprint(lab: Lab) -> str:
     script = (HERE / "fingerprint.sh").read_text()
-    return lab.ssh(SERVER, f"sh -s <<'END' | sha256sum\n{script}\nEND", root=True, timeout_s=300)
+    return lab.ssh(SERVER, f"sh -s <<'END' | sha256sum\n{script}\nEND", root=True)
 
 
 def environment(lab: Lab) -> dict[str, str]:
@@ -158,15 +160,16 @@ def mounted_volume(lab: Lab, volumes: list[str]) -> str:
 def reboot(lab: Lab) -> None:
     boot = lab.ssh(SERVER, "cat /proc/sys/kernel/random/boot_id")
     lab.run(SERVER, "systemctl reboot", root=True)
-    ends = time.monotonic() + 180
+    ends = time.monotonic() + 600
     while True:
-        tried = lab.run(SERVER, "cat /proc/sys/kernel/random/boot_id", timeout_s=30)
+        lab.wait_for_ssh(SERVER)
+        tried = lab.run(SERVER, "cat /proc/sys/kernel/random/boot_id")
         if tried.returncode == 0 and tried.stdout != boot:
             break
         if time.monotonic() > ends:
-            raise SystemExit("the server did not come back within 180 s")
+            raise SystemExit("the server did not reboot within 600 s")
         time.sleep(2)
-    lab.ssh(SERVER, "systemctl is-system-running --wait || true", root=True, timeout_s=180)
+    lab.ssh(SERVER, "systemctl is-system-running --wait || true", root=True)
 
 
 def leftovers(lab: Lab) -> str:
@@ -176,7 +179,6 @@ def leftovers(lab: Lab) -> str:
         "find / -xdev -iname '*volferry*' -not -path '/proc/*' 2>/dev/null; "
         "systemctl list-units --all --no-legend '*volferry*'",
         root=True,
-        timeout_s=180,
     ).strip()
 
 

@@ -14,22 +14,39 @@ OS_CLIENT_CONFIG_FILE set to `lab.clouds_yaml`.
 
 from __future__ import annotations
 
+import fcntl
+import os
 import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from lab import control, guests
+from lab import control, guests, processes
 from lab.cloud import Cloud, Refused, wait_for
 from lab.errors import LabError
 from lab.knobs import Knobs
 from lab.layout import Layout
 from lab.services.cinder import DEFAULT_TYPE
 
-# A boot takes 20 s on an idle machine, and several times as long beside other work.
-SSH_TIMEOUT_S = 300
+# A boot takes 20 s on an idle machine, and several times as long beside other work. So does all
+# else: these deadlines are there to end a run that hangs, not to judge how fast it is.
+SSH_TIMEOUT_S = 600
+SCRIPT_TIMEOUT_S = 600
+CHANGE_TIMEOUT_S = 300
+
+# Keep-alives: nobody closes a connection to a guest that was reset.
+_SSH_OPTIONS = (
+    *("-o", "BatchMode=yes", "-o", "ConnectTimeout=60"),
+    *("-o", "ServerAliveInterval=15", "-o", "ServerAliveCountMax=8"),
+)
+
+DETACH_ATTEMPTS = 5
+HOLD_TIMEOUT_S = 3600
 
 
 def _to_stderr(text: str) -> None:
@@ -64,6 +81,83 @@ class Lab:
         """Bring the lab up if it is not. Raises LabError."""
         control.up(self.layout, _to_stderr)
 
+    @contextmanager
+    def held(self, who: str) -> Iterator[None]:
+        """Have the lab for oneself: knobs, quotas and the names of what is swept are one lab's.
+
+        Waits until nobody else holds it. The lock ends with its process, however that ends.
+        Raises LabError.
+        """
+        self.layout.root.mkdir(parents=True, exist_ok=True)
+        with self.layout.user.open("a+") as lock:
+
+            def taken() -> bool:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    return False
+                return True
+
+            if not taken():
+                lock.seek(0)
+                holder = lock.read().strip()
+                _to_stderr(f"waiting until the lab is free: {holder}")
+                if not processes.wait_until(taken, HOLD_TIMEOUT_S, pause_s=1):
+                    raise LabError(
+                        f"the lab has not been free for {HOLD_TIMEOUT_S} s: {holder}",
+                        "two that use one lab would take each other's servers and faults",
+                        "wait for it, or use a second lab: VOLFERRY_LAB=/some/folder",
+                    )
+            lock.truncate(0)
+            lock.write(f"{who}, process {os.getpid()}\n")
+            lock.flush()
+            yield
+
+    def sweep(self, *patterns: str) -> list[str]:
+        """Delete what a run that was cut short left, however it stands; return what that was.
+
+        Servers and volumes whose names match, such as `test-*`, and all snapshots of the latter.
+        As an administrator: only that can delete what is stuck in `creating` or `detaching`.
+        Raises LabError.
+        """
+
+        def all_of(service: str, kind: str) -> list[dict[str, Any]]:
+            path = f"/{kind}/detail?all_tenants=1"
+            return list(self.admin.get(service, path)[kind])
+
+        def ours(thing: dict[str, Any]) -> bool:
+            return any(fnmatchcase(str(thing["name"]), pattern) for pattern in patterns)
+
+        def force(service: str, kind: str, its_id: str, **reset: str) -> None:
+            path = f"/{kind}/{its_id}"
+            actions: list[dict[str, object]] = [{"os-force_delete": {}}]
+            if service == "compute":
+                actions = [{"os-resetState": {"state": "error"}}, {"forceDelete": None}]
+            else:
+                actions.insert(0, {"os-reset_status": {"status": "error", **reset}})
+            for action in actions:
+                self.admin.post(service, f"{path}/action", action)
+            self._until_gone(self.admin, service, path)
+
+        swept = []
+        for server in filter(ours, all_of("compute", "servers")):
+            force("compute", "servers", server["id"])
+            swept.append(f"server {server['name']}")
+        volumes = list(filter(ours, all_of("block-storage", "volumes")))
+        ids = {volume["id"] for volume in volumes}
+        for snapshot in all_of("block-storage", "snapshots"):
+            if snapshot["volume_id"] in ids:
+                force("block-storage", "snapshots", snapshot["id"])
+                swept.append(f"snapshot {snapshot['id']}")
+        for volume in volumes:
+            for attachment in volume["attachments"]:
+                path = f"/attachments/{attachment['attachment_id']}"
+                self.admin.request("DELETE", "block-storage", path)
+            detached = {"attach_status": "detached", "migration_status": "none"}
+            force("block-storage", "volumes", volume["id"], **detached)
+            swept.append(f"volume {volume['name']}")
+        return swept
+
     # --- servers
     def ensure_server(self, name: str, image: str = "debian-12", flavor: str = "m1.small") -> str:
         """Return the id of the server of that name, made if need be, reachable by ssh."""
@@ -86,7 +180,7 @@ class Lab:
         servers = self.member.get("compute", "/servers/detail")["servers"]
         return next((one for one in servers if name in (one["name"], one["id"])), None)
 
-    def wait_for_server(self, name: str, status: str, timeout_s: float = 120) -> None:
+    def wait_for_server(self, name: str, status: str, timeout_s: float = CHANGE_TIMEOUT_S) -> None:
         """Wait until a server has the status. Raises LabError."""
         wait_for(
             f"server {name} is {status}",
@@ -123,7 +217,9 @@ class Lab:
         if server:
             self._delete("compute", f"/servers/{server['id']}")
 
-    def ssh(self, name: str, script: str, *, root: bool = False, timeout_s: float = 120) -> str:
+    def ssh(
+        self, name: str, script: str, *, root: bool = False, timeout_s: float = SCRIPT_TIMEOUT_S
+    ) -> str:
         """Run a script in a guest's `sh` and return its output. Raises CalledProcessError."""
         done = self.run(name, script, root=root, timeout_s=timeout_s)
         if done.returncode:
@@ -133,13 +229,13 @@ class Lab:
         return done.stdout
 
     def run(
-        self, name: str, script: str, *, root: bool = False, timeout_s: float = 120
+        self, name: str, script: str, *, root: bool = False, timeout_s: float = SCRIPT_TIMEOUT_S
     ) -> subprocess.CompletedProcess[str]:
         """Run a script in a guest's `sh`, as `debian` or as root, whatever it ends with."""
         login = ["-l", "root"] if root else []
-        command = ["ssh", "-F", str(self.ssh_config), "-o", "BatchMode=yes", "-o"]
+        command = ["ssh", "-F", str(self.ssh_config), *_SSH_OPTIONS]
         return subprocess.run(
-            [*command, "ConnectTimeout=30", *login, name, f"sh -c {shlex.quote(script)}"],
+            [*command, *login, name, f"sh -c {shlex.quote(script)}"],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -181,7 +277,9 @@ class Lab:
         found: dict[str, Any] = self.member.get("block-storage", f"/volumes/{volume_id}")["volume"]
         return found
 
-    def wait_for_volume(self, volume_id: str, *statuses: str, timeout_s: float = 60) -> str:
+    def wait_for_volume(
+        self, volume_id: str, *statuses: str, timeout_s: float = CHANGE_TIMEOUT_S
+    ) -> str:
         """Wait until a volume has one of the statuses and return it. Raises LabError."""
         seen: str = wait_for(
             f"volume {volume_id} is {' or '.join(statuses)}",
@@ -207,7 +305,7 @@ class Lab:
             f"snapshot {snapshot_id} is available",
             lambda: self.member.get("block-storage", f"/snapshots/{snapshot_id}")["snapshot"],
             lambda snapshot: snapshot["status"] == "available",
-            60,
+            CHANGE_TIMEOUT_S,
             f"read {self.layout.logs}/cinder.log",
             hopeless=lambda snapshot: snapshot["status"] == "error",
         )
@@ -230,10 +328,17 @@ class Lab:
             )
 
     def detach(self, server: str, volume_id: str) -> None:
-        """Detach a volume and wait until it is available."""
+        """Detach a volume and wait until it is available.
+
+        Asks again when it is `in-use` again: a guest that boots or is busy lets no disk go.
+        """
         path = f"/servers/{self._server_id(server)}/os-volume_attachments/{volume_id}"
-        self.member.request("DELETE", "compute", path)
-        self.wait_for_volume(volume_id, "available")
+        for attempt in range(DETACH_ATTEMPTS):
+            self.member.request("DELETE", "compute", path)
+            last = attempt == DETACH_ATTEMPTS - 1
+            ends = ("available",) if last else ("available", "in-use")
+            if self.wait_for_volume(volume_id, *ends) == "available":
+                return
 
     def delete_volume(self, volume_id: str) -> None:
         """Delete a volume and wait until it is gone."""
@@ -246,19 +351,18 @@ class Lab:
 
     # --- parts
     def _delete(self, service: str, path: str) -> None:
-        def gone() -> bool:
-            try:
-                self.member.get(service, path)
-            except Refused as refusal:
-                if refusal.code == 404:
-                    return True
-                raise
-            return False
+        if not _is_gone(self.member, service, path):
+            self.member.request("DELETE", service, path)
+            self._until_gone(self.member, service, path)
 
-        if gone():
-            return
-        self.member.request("DELETE", service, path)
-        wait_for(f"{path} is gone", gone, bool, 60, f"read the logs in {self.layout.logs}")
+    def _until_gone(self, cloud: Cloud, service: str, path: str) -> None:
+        wait_for(
+            f"{path} is gone",
+            lambda: _is_gone(cloud, service, path),
+            bool,
+            CHANGE_TIMEOUT_S,
+            f"read the logs in {self.layout.logs}",
+        )
 
     def _server_id(self, name: str) -> str:
         server = self.find_server(name)
@@ -279,3 +383,13 @@ class Lab:
                 f"`python3 -m lab openstack {key[:-1]} list` shows what there is",
             )
         return str(found[0]["id"])
+
+
+def _is_gone(cloud: Cloud, service: str, path: str) -> bool:
+    try:
+        cloud.get(service, path)
+    except Refused as refusal:
+        if refusal.code == 404:
+            return True
+        raise
+    return False

@@ -21,6 +21,8 @@ _MICROVERSIONS = {
     "block-storage": {"OpenStack-API-Version": "volume 3.70"},
 }
 
+_ATTEMPTS = 3
+
 
 class Refused(LabError):
     """The cloud answered a request with an HTTP error."""
@@ -73,8 +75,20 @@ class Cloud:
             url = f"{self.layout.url('keystone')}/v3{path}"
         else:
             url = self._endpoints[service].rstrip("/") + path
-        headers = {"X-Auth-Token": self._token, **_MICROVERSIONS.get(service, {})}
-        return _exchange(method, url, headers, body, timeout_s)[0]
+        for attempt in range(_ATTEMPTS):
+            headers = {"X-Auth-Token": self._token, **_MICROVERSIONS.get(service, {})}
+            try:
+                return _exchange(method, url, headers, body, timeout_s)[0]
+            except Refused as refusal:
+                if attempt == _ATTEMPTS - 1:
+                    raise
+                if refusal.code == 401:  # a token lives for an hour, a run of all tests may as well
+                    self._log_in(timeout_s)
+                elif method == "GET" and refusal.code >= 500:
+                    time.sleep(1)
+                else:
+                    raise
+        raise AssertionError("the last attempt returns or raises")
 
     def _log_in(self, timeout_s: float) -> None:
         domain = {"id": "default"}

@@ -25,8 +25,8 @@ START_TIMEOUT_S = 120
 LOCK_TIMEOUT_S = 1800
 GUEST_SHUTDOWN_S = 20
 
-# What `wipe` leaves. The lock must stay the same file, or two processes could each hold one.
-_KEPT_BY_WIPE = {"cache", "lock"}
+# What `wipe` leaves. The locks must stay the same files, or two processes could each hold one.
+_KEPT_BY_WIPE = {"cache", "lock", "user"}
 
 
 def up(layout: Layout, say: Say) -> None:

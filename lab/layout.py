@@ -98,6 +98,11 @@ class Layout:
         return self.root / "lock"
 
     @property
+    def user(self) -> Path:
+        """Locked by whoever has the lab to itself; holds who that is."""
+        return self.root / "user"
+
+    @property
     def cache(self) -> Path:
         return self.root / "cache"
 

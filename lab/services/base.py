@@ -96,6 +96,8 @@ state_path = {self.state}
 host = lab
 my_ip = {HOST}
 transport_url = fake:///
+# A busy machine answers late, and a call that was given up goes on all the same.
+rpc_response_timeout = 300
 """
 
     def database_url(self, name: str | None = None) -> str:

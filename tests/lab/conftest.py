@@ -1,4 +1,8 @@
-"""Fixtures over the real lab: brought up when needed, left up at the end.
+"""Fixtures over the real lab: brought up when needed, one run at a time, left up at the end.
+
+All that a run makes is named `test-<run>-…`. Whoever has the lab to itself may then delete every
+`test-*` before it begins: a run that was killed left it, in whatever state. And no test may expect
+an empty project: other things than ours may live in it.
 
 A guest boots in 20 to 40 s under software emulation, so tests share one server and attach fresh
 volumes to it. A test that hurts its server (reboots, hangs it) asks for `own_server`.
@@ -6,8 +10,8 @@ volumes to it. A test that hurts its server (reboots, hangs it) asks for `own_se
 
 from __future__ import annotations
 
+import contextlib
 import sys
-import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,16 +22,21 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from lab.api import Lab
 from lab.cloud import Refused
-
-SHARED_SERVER = "shared"
+from tests.lab.naming import RUN, named
 
 
 @pytest.fixture(scope="session")
-def lab() -> Lab:
+def lab() -> Iterator[Lab]:
     """The lab that $VOLFERRY_LAB names, up. It stays up: the next run then starts at once."""
     found = Lab()
-    found.up()
-    return found
+    with found.held("tests"):
+        found.up()
+        found.knobs.reset()
+        swept = found.sweep("test-*")
+        if swept:
+            print(f"swept what an earlier run left: {', '.join(swept)}", file=sys.stderr)
+        yield found
+        found.sweep(f"{RUN}-*")
 
 
 @pytest.fixture(autouse=True)
@@ -41,8 +50,9 @@ def _no_knobs(request: pytest.FixtureRequest) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def server(lab: Lab) -> str:
     """The name of a running Debian 12 server that all tests share."""
-    lab.ensure_server(SHARED_SERVER)
-    return SHARED_SERVER
+    name = named("shared")
+    lab.ensure_server(name)
+    return name
 
 
 @pytest.fixture
@@ -55,7 +65,7 @@ def own_server(lab: Lab, new_volume: object) -> Iterator[Callable[..., str]]:
     made: list[str] = []
 
     def make(image: str = "debian-12", flavor: str = "m1.small") -> str:
-        made.append(f"own-{uuid.uuid4().hex[:8]}")
+        made.append(named("own"))
         lab.ensure_server(made[-1], image=image, flavor=flavor)
         return made[-1]
 
@@ -67,32 +77,17 @@ def own_server(lab: Lab, new_volume: object) -> Iterator[Callable[..., str]]:
 @pytest.fixture
 def new_volume(lab: Lab) -> Iterator[Callable[..., str]]:
     """A function that makes a volume for this test alone and returns its id."""
-    made: list[str] = []
+    made: dict[str, str] = {}
 
     def make(size_gib: int = 1, volume_type: str = "cbs-standard") -> str:
-        name = f"test-{uuid.uuid4().hex[:8]}"
-        made.append(lab.ensure_volume(name, size_gib, volume_type))
-        return made[-1]
+        name = named("volume")
+        made[name] = lab.ensure_volume(name, size_gib, volume_type)
+        return made[name]
 
     yield make
     lab.knobs.reset()
-    for volume_id in made:
-        _remove(lab, volume_id)
-
-
-def _remove(lab: Lab, volume_id: str) -> None:
-    try:
-        volume = lab.volume(volume_id)
-    except Refused as refusal:
-        assert refusal.code == 404
-        return
-    for attachment in volume["attachments"]:
-        lab.detach(attachment["server_id"], volume_id)
-    for snapshot in lab.member.get("block-storage", "/snapshots/detail")["snapshots"]:
-        if snapshot["volume_id"] == volume_id:
-            lab.admin_reset("snapshots", snapshot["id"])
-            lab.delete_snapshot(snapshot["id"])
-    if volume["status"].startswith("error"):
-        # A member may delete a volume in `error`, but not one in `error_deleting`.
-        lab.admin_reset("volumes", volume_id)
-    lab.delete_volume(volume_id)
+    for name, volume_id in made.items():
+        with contextlib.suppress(Refused):  # a test may have deleted it
+            for attachment in lab.volume(volume_id)["attachments"]:
+                lab.detach(attachment["server_id"], volume_id)
+        lab.sweep(name)  # its snapshots, and the target that volferry named after it, as well

@@ -11,13 +11,14 @@ from typing import Any
 
 from lab.api import Lab
 
-TIMEOUT_S = 900
+TIMEOUT_S = 1800
 
 
 class Command:
     def __init__(self, lab: Lab, state: Path) -> None:
         self.lab, self.state = lab, state
         self.log = state / "output.log"
+        self._started: list[subprocess.Popen[bytes]] = []
 
     def _argv(self, *words: str) -> list[str]:
         return [sys.executable, "-m", "volferry", "--state", str(self.state), *words]
@@ -48,28 +49,43 @@ class Command:
         return done
 
     def start(self, *words: str) -> subprocess.Popen[bytes]:
-        """The same in the background; whoever starts it ends it."""
+        """The same in the background; ``end`` ends what still runs."""
         with self.log.open("a") as log:
-            return subprocess.Popen(
+            log.write(f"$ {' '.join(words)} &\n")
+            log.flush()
+            process = subprocess.Popen(
                 self._argv(*words),
                 env=self._environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
             )
+        self._started.append(process)
+        return process
 
-    def kill_when(self, process: subprocess.Popen[bytes], step: str) -> str:
-        """SIGKILL it once the transfer is in a step; the transfer's id."""
+    def end(self) -> None:
+        for process in self._started:
+            if process.poll() is None:
+                process.kill()
+            process.wait(60)
+
+    def in_step(self, process: subprocess.Popen[bytes], step: str) -> str:
+        """Wait until the transfer that a process carries is in a step; the transfer's id."""
         ends = time.monotonic() + TIMEOUT_S
         while time.monotonic() < ends:
             assert process.poll() is None, self.log.read_text()
             transfers = self.data("list")
             if transfers and transfers[0]["step"] == step:
-                process.send_signal(signal.SIGKILL)
-                process.wait(30)
                 return str(transfers[0]["id"])
             time.sleep(0.5)
         raise AssertionError(f"it never came to '{step}':\n{self.log.read_text()}")
+
+    def kill_when(self, process: subprocess.Popen[bytes], step: str) -> str:
+        """SIGKILL it once the transfer is in a step; the transfer's id."""
+        transfer = self.in_step(process, step)
+        process.send_signal(signal.SIGKILL)
+        process.wait(60)
+        return transfer
 
     def data(self, *words: str) -> Any:
         return json.loads(self(*words, "-f", "json").stdout)
@@ -92,7 +108,7 @@ class Guest:
     def disk(self) -> str:
         return f"/dev/disk/by-id/virtio-{self.volume_id[:20]}"
 
-    def sh(self, script: str, timeout_s: float = 180) -> str:
+    def sh(self, script: str, timeout_s: float = 600) -> str:
         return self.lab.ssh(self.name, script, root=True, timeout_s=timeout_s).strip()
 
     def mounted_serial(self) -> str:
@@ -121,17 +137,17 @@ class Guest:
     def reboot(self) -> None:
         boot = self.sh("cat /proc/sys/kernel/random/boot_id")
         self.lab.run(self.name, "systemctl reboot", root=True)
-        ends = time.monotonic() + 180
+        ends = time.monotonic() + 600
         while time.monotonic() < ends:
             try:
                 tried = self.lab.run(
-                    self.name, "cat /proc/sys/kernel/random/boot_id", root=True, timeout_s=20
+                    self.name, "cat /proc/sys/kernel/random/boot_id", root=True, timeout_s=60
                 )
             except subprocess.TimeoutExpired:
                 continue
             if tried.returncode == 0 and tried.stdout.strip() != boot:
                 # A session over ssh comes before the last mounts of a boot under emulation.
-                self.sh("systemctl is-system-running --wait >/dev/null || true", 120)
+                self.sh("systemctl is-system-running --wait >/dev/null || true")
                 return
             time.sleep(1)
         raise AssertionError(f"{self.name} did not come back")

@@ -8,6 +8,7 @@ import socket
 import stat
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,9 +19,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from lab import control, guests, images, processes, storage
 from lab.__main__ import main
+from lab.api import Lab
 from lab.errors import LabError
 from lab.guests import Guest
-from lab.layout import Layout, file_hash, port_is_free, write_atomically
+from lab.layout import REPOSITORY, Layout, file_hash, port_is_free, write_atomically
 
 
 @pytest.fixture
@@ -238,6 +240,28 @@ def test_ending_no_lab_makes_none(
     monkeypatch.setenv("VOLFERRY_LAB", str(tmp_path / "none"))
     assert main([verb]) == 0
     assert not (tmp_path / "none").exists()
+
+
+def test_a_lab_is_held_by_one_run_at_a_time_and_let_go_when_that_is_killed(
+    layout: Layout, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hold = (
+        "import sys, time; from pathlib import Path; from lab.api import Lab\n"
+        "with Lab(Path(sys.argv[1])).held('the first'): print('held', flush=True); time.sleep(60)"
+    )
+    first = subprocess.Popen(
+        [sys.executable, "-c", hold, layout.root], stdout=subprocess.PIPE, cwd=REPOSITORY
+    )
+    assert first.stdout
+    assert first.stdout.readline() == b"held\n"
+    killer = threading.Timer(1, first.kill)
+    killer.start()
+    with Lab(layout.root).held("the second"):
+        assert first.wait(10) != 0
+        assert layout.user.read_text() == f"the second, process {os.getpid()}\n"
+    killer.join()
+    first.stdout.close()
+    assert f"the first, process {first.pid}" in capsys.readouterr().err
 
 
 def test_wipe_keeps_the_cache(layout: Layout) -> None:
