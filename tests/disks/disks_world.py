@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import os
 import shlex
+import signal
 import stat
 import subprocess
 import sys
@@ -197,8 +198,27 @@ class World:
         subprocess.run(["/bin/sh", "-c", self.stop_command], check=True)
 
     def end_writer(self) -> None:
-        if self.writer_is_up():
-            self.stop_writer()
+        """Every one: a cutover that was killed as it started the service starts it again, and the
+        first one, which had not written its pid yet, has no pid file any more."""
+        deadline = time.monotonic() + 20
+        while left := self.writers():
+            assert time.monotonic() < deadline, f"writers that do not end: {left}"
+            for pid in left:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.05)
+
+    def writers(self) -> list[int]:
+        """All of this world's, and the shells that are about to become one."""
+        marks = (str(WRITER).encode(), str(self.guest.root).encode())
+        found = []
+        for entry in Path("/proc").iterdir():
+            with contextlib.suppress(OSError):
+                if entry.name.isdigit():
+                    words = (entry / "cmdline").read_bytes()
+                    if all(mark in words for mark in marks):
+                        found.append(int(entry.name))
+        return found
 
     # ---- what has to be true ---------------------------------------------------------------------
 
