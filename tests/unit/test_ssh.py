@@ -2,8 +2,8 @@
 
 import pytest
 
-from volferry.channels import quote, run_here
-from volferry.channels.ssh import Ssh, explain, find, names
+from volferry.channels import Completed, quote, run_here
+from volferry.channels.ssh import Ssh, _user_id, explain, find, names
 from volferry.errors import Retry, Stop, Usage
 
 HOSTILE = ["", " ", "a b", "$(id)", "`id`", "'", '"', "\\", "-n", "\n", "a\tb", "*", "ü", "#", "~"]
@@ -47,6 +47,27 @@ def test_a_server_that_does_not_answer_is_tried_again():
 
     assert isinstance(error, Retry)
     assert "Connection refused" in error.what
+
+
+@pytest.mark.parametrize(
+    ("code", "out", "err"),
+    [
+        (1, b"This account is currently not available.\n", b""),
+        (142, b'Please login as the user "debian" rather than the user "root".\n\n', b""),
+        (127, b"", b"bash: id: command not found\n"),
+        (0, b"", b""),
+    ],
+)
+def test_an_account_that_runs_no_commands_stops_with_its_own_words(code, out, err):
+    with pytest.raises(Stop, match="runs no commands: ") as stop:
+        _user_id("debian@h", Completed(code, out, err, 0.1))
+
+    assert (out or err).decode().strip() in stop.value.what
+    assert stop.value.hint and stop.value.data
+
+
+def test_a_talkative_shell_is_not_misheard():
+    assert _user_id("h", Completed(0, b"Welcome, you have 3 mails\n0\n", b"", 0.1)) == "0"
 
 
 async def test_a_host_entry_names_the_server_and_a_wildcard_does_not(tmp_path):

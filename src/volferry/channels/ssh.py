@@ -17,11 +17,12 @@ from pathlib import Path
 from volferry.channels import Channel, Completed, quote, run_here
 from volferry.errors import Retry, Stop, Usage
 
-CONNECT_TIMEOUT_S = 30.0
+# A guest that is busy or swaps lets its sshd wait; nobody is there is told at once, by a reset.
+CONNECT_TIMEOUT_S = 60.0
 
 _OPTIONS = (
     "-o", "BatchMode=yes",
-    "-o", "ConnectTimeout=15",
+    "-o", "ConnectTimeout=30",
     # A dead network is noticed after 3 x 5 s instead of never.
     "-o", "ServerAliveInterval=5",
     "-o", "ServerAliveCountMax=3",
@@ -84,6 +85,23 @@ def explain(where: str, stderr: str) -> Stop | Retry:
     )
 
 
+def _user_id(where: str, said: Completed) -> str:
+    """What ``id -u`` answered. Raises ``Stop`` when no shell ran it.
+
+    An account may log in and run nothing: nologin(8) says so on standard output and ends with 1,
+    cloud images answer root with ``Please login as the user "debian"``.
+    """
+    lines = said.text.strip().splitlines()  # a talkative .bashrc comes before the answer
+    if said.code == 0 and lines and lines[-1].strip().isdigit():
+        return lines[-1].strip()
+    words = lines[-1].strip() if lines else said.complaint
+    raise Stop(
+        f"{where} may log in but runs no commands: {words}",
+        data=_UNTOUCHED,
+        hint="--ssh user@host with an account that has a shell and may use 'sudo -n'",
+    )
+
+
 class Ssh(Channel):
     """``destination`` is anything that ``ssh`` takes; ``config`` a file for ``ssh -F``."""
 
@@ -108,7 +126,7 @@ class Ssh(Channel):
         who = await self.run(["id", "-u"], timeout_s=CONNECT_TIMEOUT_S)
         if who.code == _SSH_FAILED:
             raise explain(self.where, who.err.decode(errors="replace"))
-        self.is_root = who.text.strip() == "0"
+        self.is_root = _user_id(self.where, who) == "0"
 
     async def _connect(self) -> None:
         # A unix socket's path may have 104 characters: a folder of its own, close to the root.

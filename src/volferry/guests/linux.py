@@ -22,7 +22,9 @@ from volferry.model import Disk, DiskRef, Filesystem, GuestFacts, Json, Plan, Pr
 
 BASE = "/var/lib/volferry"
 FSTAB = "/etc/fstab"
-FACTS_S, VERB_S = 180.0, 90.0
+PROBE_S, FACTS_S, VERB_S = 60.0, 300.0, 300.0
+"""``systemctl daemon-reload`` alone takes a minute and a half in a guest that is short of CPU."""
+
 WALK_S = 3.0
 """How long the plan's walk of the tree may take; it is extrapolated when it was cut short."""
 
@@ -88,7 +90,7 @@ class LinuxGuest:
         """Find Python and root's rights. Raises ``Stop`` naming what is missing."""
         ask = "import sys; print('%d.%d' % sys.version_info[:2])"
         for python in _PYTHONS:
-            done = await self._channel.run([python, "-c", ask], timeout_s=30)
+            done = await self._channel.run([python, "-c", ask], timeout_s=PROBE_S)
             if done.code == 0:
                 break
         else:
@@ -104,7 +106,7 @@ class LinuxGuest:
                 data="nothing was changed",
                 hint="install python3 in the guest",
             )
-        allowed = await self._channel.run(["true"], timeout_s=30, root=True)
+        allowed = await self._channel.run(["true"], timeout_s=PROBE_S, root=True)
         if allowed.code != 0:
             raise Stop(
                 f"{self._channel.where} allows no root: {allowed.complaint}",
@@ -174,7 +176,7 @@ class LinuxGuest:
         """What is wrong when a planned mount point does not show its target; empty when all do."""
         pairs = self.pairs(scene)
         found = (await self._ask("find", {"refs": [pair["target"] for pair in pairs]}))["disks"]
-        table = await self._channel.run(["cat", "/proc/self/mountinfo"], timeout_s=30)
+        table = await self._channel.run(["cat", "/proc/self/mountinfo"], timeout_s=PROBE_S)
         entries = mounts.parse(table.text)
         for pair, disk in zip(pairs, found, strict=True):
             if disk["state"] == "absent":
