@@ -248,6 +248,19 @@ class Lab:
         return guests.qmp(self.layout, self._server_id(name), command, arguments)
 
     # --- volumes
+    @contextmanager
+    def quota(self, **limits: int) -> Iterator[None]:
+        """Other block storage limits for the project, such as `snapshots=0`, for a while."""
+        self.member.get("block-storage", "/volumes")  # a project is known from the first login on
+        path = f"/os-quota-sets/{self.member.project_id}"
+        before = self.admin.get("block-storage", path)["quota_set"]
+        try:
+            self.admin.request("PUT", "block-storage", path, {"quota_set": limits})
+            yield
+        finally:
+            old = {name: before[name] for name in limits}
+            self.admin.request("PUT", "block-storage", path, {"quota_set": old})
+
     def ensure_volume(
         self,
         name: str,

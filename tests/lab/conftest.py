@@ -11,6 +11,7 @@ volumes to it. A test that hurts its server (reboots, hangs it) asks for `own_se
 from __future__ import annotations
 
 import contextlib
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,7 +23,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from lab.api import Lab
 from lab.cloud import Refused
+from lab.errors import LabError
 from tests.lab.naming import RUN, named
+from tests.lab.volferry_command import UNIT, Command, Guest, clean
 
 
 @pytest.fixture(scope="session")
@@ -91,3 +94,66 @@ def new_volume(lab: Lab) -> Iterator[Callable[..., str]]:
             for attachment in lab.volume(volume_id)["attachments"]:
                 lab.detach(attachment["server_id"], volume_id)
         lab.sweep(name)  # its snapshots, and the target that volferry named after it, as well
+
+
+@pytest.fixture
+def volferry(lab: Lab, tmp_path: Path) -> Iterator[Command]:
+    command = Command(lab, tmp_path)
+    yield command
+    command.end()
+
+
+class Servers:
+    """One server an image, for all tests that put it back as it was."""
+
+    def __init__(self, lab: Lab) -> None:
+        self._lab = lab
+        self._made: dict[str, str] = {}
+
+    def get(self, image: str) -> str:
+        if image not in self._made:
+            self._made[image] = named(image)
+            self._lab.ensure_server(self._made[image], image=image)
+        return self._made[image]
+
+    def drop(self, name: str) -> None:
+        """Delete one that a test left in a state that the next one must not find."""
+        self._lab.delete_server(name)
+        self._made = {image: one for image, one in self._made.items() if one != name}
+
+    def drop_all(self) -> None:
+        for name in list(self._made.values()):
+            self.drop(name)
+
+
+@pytest.fixture(scope="session")
+def servers(lab: Lab) -> Iterator[Servers]:
+    made = Servers(lab)
+    yield made
+    made.drop_all()
+
+
+@pytest.fixture
+def in_use(
+    lab: Lab, servers: Servers, volferry: Command, new_volume: Callable[..., str]
+) -> Iterator[Callable[..., Guest]]:
+    """A volume in a server with a filesystem, a tree and a service that writes to it."""
+    script = Path(__file__).with_name("in_use.sh").read_text()
+    guests: list[Guest] = []
+
+    def make(image: str, fstype: str, table: str = "whole", fstab: str = "uuid") -> Guest:
+        server = servers.get(image)
+        guest = Guest(lab, server, new_volume(), "/srv/data")
+        guests.append(guest)
+        lab.attach(server, guest.volume_id)
+        words = f"{guest.disk} {guest.mount} {fstype} {table} {fstab} {UNIT}"
+        guest.sh(f"sh -s {words} <<'SCRIPT'\n{script}\nSCRIPT")
+        return guest
+
+    yield make
+    volferry.end()
+    for guest in guests:
+        try:
+            clean(lab, guest)
+        except (subprocess.SubprocessError, LabError):
+            servers.drop(guest.name)

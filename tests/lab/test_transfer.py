@@ -4,134 +4,15 @@ Few tests, each a story: a transfer takes a minute under emulation. All look at 
 their own eyes (ssh, the cloud's API), not at what volferry says of it.
 """
 
-import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from lab.api import Lab
-from lab.errors import LabError
-from tests.lab.naming import named
-from tests.lab.volferry_command import Command, Guest
+from tests.lab.volferry_command import UNIT, Command, Guest, marked, snapshots, tree, words
 
 pytestmark = pytest.mark.lab
-
-HERE = Path(__file__).parent
-UNIT = "writer.service"
-
-
-@pytest.fixture
-def volferry(lab: Lab, tmp_path: Path) -> Iterator[Command]:
-    command = Command(lab, tmp_path)
-    yield command
-    command.end()
-
-
-class Servers:
-    """One server an image, for all tests of the module."""
-
-    def __init__(self, lab: Lab) -> None:
-        self._lab = lab
-        self._made: dict[str, str] = {}
-
-    def get(self, image: str) -> str:
-        if image not in self._made:
-            self._made[image] = named(image)
-            self._lab.ensure_server(self._made[image], image=image)
-        return self._made[image]
-
-    def drop(self, name: str) -> None:
-        """Delete one that a test left in a state that the next one must not find."""
-        self._lab.delete_server(name)
-        self._made = {image: one for image, one in self._made.items() if one != name}
-
-    def drop_all(self) -> None:
-        for name in list(self._made.values()):
-            self.drop(name)
-
-
-@pytest.fixture(scope="module")
-def servers(lab: Lab) -> Iterator[Servers]:
-    made = Servers(lab)
-    yield made
-    made.drop_all()
-
-
-@pytest.fixture
-def in_use(
-    lab: Lab, servers: Servers, volferry: Command, new_volume: Callable[..., str]
-) -> Iterator[Callable[..., Guest]]:
-    """A volume in a server with a filesystem, a tree and a service that writes to it."""
-    script = (HERE / "in_use.sh").read_text()
-    guests: list[Guest] = []
-
-    def make(image: str, fstype: str, table: str = "whole", fstab: str = "uuid") -> Guest:
-        server = servers.get(image)
-        guest = Guest(lab, server, new_volume(), "/srv/data")
-        guests.append(guest)
-        lab.attach(server, guest.volume_id)
-        words = f"{guest.disk} {guest.mount} {fstype} {table} {fstab} {UNIT}"
-        guest.sh(f"sh -s {words} <<'SCRIPT'\n{script}\nSCRIPT")
-        return guest
-
-    yield make
-    volferry.end()
-    for guest in guests:
-        try:
-            clean(lab, guest)
-        except (subprocess.SubprocessError, LabError):
-            servers.drop(guest.name)
-
-
-def clean(lab: Lab, guest: Guest) -> None:
-    """Give the server back as it was; raises where that cannot be had."""
-    guest.sh(
-        f"systemctl disable -q --now {UNIT}; umount {guest.mount}; "
-        f"sed -i '\\|{guest.mount}|d' /etc/fstab; systemctl daemon-reload; "
-        "systemctl reset-failed; true"
-    )
-    if guest.leftovers():
-        raise LabError(
-            f"a transfer left in {guest.name}: {guest.leftovers()}",
-            "the next test would find it",
-            "the server is deleted",
-        )
-    server = lab.find_server(guest.name)
-    assert server
-    for volume in lab.member.get("block-storage", "/volumes/detail")["volumes"]:
-        if server["id"] in [one["server_id"] for one in volume["attachments"]]:
-            lab.detach(guest.name, volume["id"])
-
-
-def words(lab: Lab, guest: Guest, *more: str) -> tuple[str, ...]:
-    # On a busy machine a guest's `systemctl daemon-reload` alone may take a minute and a half.
-    return (
-        guest.name, guest.volume_id, "--unit", UNIT, "--ssh-config", str(lab.ssh_config),
-        "--max-downtime", "600s", "--settle", "2s", "--cutover-timeout", "900s",
-        "--attach-timeout", "600s", "--detach-timeout", "600s", *more,
-    )  # fmt: skip
-
-
-def snapshots(lab: Lab, guest: Guest) -> list[str]:
-    """Those of the source that are there; other things may live in this project."""
-    every = lab.member.get("block-storage", "/snapshots")["snapshots"]
-    return [one["id"] for one in every if one["volume_id"] == guest.volume_id]
-
-
-def marked(lab: Lab, transfer: str) -> list[str]:
-    """The volumes that carry the mark of a transfer."""
-    volumes = lab.member.get("block-storage", "/volumes/detail")["volumes"]
-    return [v["id"] for v in volumes if v["metadata"].get("volferry:transfer") == transfer]
-
-
-def tree(guest: Guest) -> str:
-    return guest.sh(
-        f"cd {guest.mount} && stat -c '%a %u %g' . && find tree | sort | xargs stat -c "
-        "'%n %f %u %g %s %h %Y' && find tree ! -type l | sort | xargs getfacl && "
-        "find tree -type f | sort | xargs getfattr -d -m- && "
-        "find tree -type f | sort | xargs sha256sum"
-    )
 
 
 def test_xfs_by_uuid_moves_to_another_back_end_after_a_kill_and_survives_a_reboot(

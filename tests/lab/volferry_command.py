@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from lab.api import Lab
+from lab.errors import LabError
 
 TIMEOUT_S = 1800
+UNIT = "writer.service"
 
 
 class Command:
@@ -87,6 +89,13 @@ class Command:
         process.wait(60)
         return transfer
 
+    def until_said(self, text: str) -> None:
+        """Wait until a process in the background has said it."""
+        ends = time.monotonic() + TIMEOUT_S
+        while text not in self.log.read_text():
+            assert time.monotonic() < ends, self.log.read_text()
+            time.sleep(0.5)
+
     def data(self, *words: str) -> Any:
         return json.loads(self(*words, "-f", "json").stdout)
 
@@ -151,3 +160,53 @@ class Guest:
                 return
             time.sleep(1)
         raise AssertionError(f"{self.name} did not come back")
+
+
+def clean(lab: Lab, guest: Guest) -> None:
+    """Give the server back as it was; raises where that cannot be had."""
+    guest.sh(
+        f"systemctl disable -q --now {UNIT}; umount {guest.mount}; "
+        f"sed -i '\\|{guest.mount}|d' /etc/fstab; systemctl daemon-reload; "
+        "systemctl reset-failed; true"
+    )
+    if guest.leftovers():
+        raise LabError(
+            f"a transfer left in {guest.name}: {guest.leftovers()}",
+            "the next test would find it",
+            "the server is deleted",
+        )
+    server = lab.find_server(guest.name)
+    assert server
+    for volume in lab.member.get("block-storage", "/volumes/detail")["volumes"]:
+        if server["id"] in [one["server_id"] for one in volume["attachments"]]:
+            lab.detach(guest.name, volume["id"])
+
+
+def words(lab: Lab, guest: Guest, *more: str) -> tuple[str, ...]:
+    # On a busy machine a guest's `systemctl daemon-reload` alone may take a minute and a half.
+    return (
+        guest.name, guest.volume_id, "--unit", UNIT, "--ssh-config", str(lab.ssh_config),
+        "--max-downtime", "600s", "--settle", "2s", "--cutover-timeout", "900s",
+        "--attach-timeout", "600s", "--detach-timeout", "600s", *more,
+    )  # fmt: skip
+
+
+def snapshots(lab: Lab, guest: Guest) -> list[str]:
+    """Those of the source that are there; other things may live in this project."""
+    every = lab.member.get("block-storage", "/snapshots")["snapshots"]
+    return [one["id"] for one in every if one["volume_id"] == guest.volume_id]
+
+
+def marked(lab: Lab, transfer: str) -> list[str]:
+    """The volumes that carry the mark of a transfer."""
+    volumes = lab.member.get("block-storage", "/volumes/detail")["volumes"]
+    return [v["id"] for v in volumes if v["metadata"].get("volferry:transfer") == transfer]
+
+
+def tree(guest: Guest) -> str:
+    return guest.sh(
+        f"cd {guest.mount} && stat -c '%a %u %g' . && find tree | sort | xargs stat -c "
+        "'%n %f %u %g %s %h %Y' && find tree ! -type l | sort | xargs getfacl && "
+        "find tree -type f | sort | xargs getfattr -d -m- && "
+        "find tree -type f | sort | xargs sha256sum"
+    )
