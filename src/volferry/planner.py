@@ -534,11 +534,19 @@ def _unit_checks(wanted: Wanted, guest: GuestFacts, units: tuple[Unit, ...]) -> 
         "holders",
         "not stopped by what you named: " + ", ".join(_describe(h) for h in left) if left else "",
         ", ".join(sorted({_describe(h) for h in guest.holders})) or "nobody uses the mount",
-        (" ".join(f"--unit {unit}" for unit in suggestions) or "--stop CMD --start CMD")
-        + (", or --units auto" if suggestions else ""),
+        "\n".join(_ways_to_stop(left, suggestions)),
         # Whether a --stop command ends a process cannot be known before it is run.
         warn=bool(wanted.stop) and all(h.kind == "process" for h in left),
     )
+
+
+def _ways_to_stop(left: Sequence[Holder], units: Sequence[str]) -> Iterable[str]:
+    loose = [h for h in left if not (h.unit and h.stoppable)]
+    if len(loose) < len(left):
+        yield " ".join(f"--unit {unit}" for unit in units) + ", or --units auto"
+    if loose:
+        names = ", ".join(_describe(h) for h in loose)
+        yield f"end what no unit stops ({names}), or --stop CMD --start CMD"
 
 
 def _describe(holder: Holder) -> str:

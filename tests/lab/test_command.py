@@ -104,7 +104,7 @@ def test_what_a_guest_or_a_cloud_lacks_is_refused_before_anything_is_made(
     sleeper = f"cd {guest.mount}; nohup sleep 600 >/dev/null 2>&1 & echo $!"
     pid = guest.sh(sleeper)
     try:
-        refused(f"sleep (pid {pid})")
+        refused(f"(pid {pid}), or --stop CMD")
     finally:
         guest.sh(f"kill {pid}")
     guest.sh("id noshell 2>/dev/null || useradd -s /usr/sbin/nologin noshell")

@@ -233,6 +233,15 @@ def test_a_holder_that_no_unit_covers_is_refused_and_the_right_words_are_given()
     assert found.hint == "--unit pg.service, or --units auto"
 
 
+def test_a_holder_without_a_unit_is_not_answered_with_a_unit_that_was_named_already():
+    guest = change(GUEST, holders=(*GUEST.holders, LOGIN))
+    found = check(planner.plan(WANTED, CLOUD, guest), "holders")
+
+    assert found.result is Result.REFUSAL
+    assert "--unit" not in found.hint and "(bash in session-1.scope (pid 9))" in found.hint
+    assert "--stop CMD --start CMD" in found.hint
+
+
 def test_auto_takes_the_units_that_were_found():
     plan = planner.plan(change(WANTED, units=("auto",)), CLOUD, GUEST)
 
