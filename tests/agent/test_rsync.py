@@ -242,6 +242,18 @@ def test_a_full_target_is_tried_again_in_place(
     assert (tmp_path / "in-place").exists()
 
 
+def test_a_target_that_is_too_small_is_told_with_the_way_out(
+    stand_in: Maker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = (
+        '#!/bin/sh\n[ "$1" = --version ] && { echo "rsync  version 3.2.7"; exit 0; }\n'
+        "echo 'rsync: write failed: No space left on device (28)' >&2\nexit 11\n"
+    )
+    with pytest.raises(agent.AgentError, match="the target is full: rsync ended with 11") as full:
+        run_stand_in(stand_in("rsync", text), monkeypatch)
+    assert "larger --size" in full.value.hint
+
+
 def test_locked_files_in_the_target_are_unlocked_when_rsync_cannot_replace_them(
     tmp_path: Path,
 ) -> None:

@@ -24,6 +24,9 @@ time."""
 CLOCK_TOLERANCE_S = 1.0
 COMMAND_S = 30.0
 """Deadline of a command that only asks or sets something small."""
+RELOAD_S = 300.0
+"""Of a ``systemctl daemon-reload``, which runs every generator again: it took a minute and a half
+in a guest that was short of CPU."""
 FORWARD_PHASES = (
     "armed",
     "stopping",

@@ -9,6 +9,7 @@ from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Se
 
 from volferry.agent.basics import (
     FORWARD_PHASES,
+    RELOAD_S,
     AgentError,
     Interrupt,
     Json,
@@ -495,12 +496,12 @@ class Cutover:
             for file in self.side_files:
                 self.put_side(file, "target")
             self.note("committed")
-            self.publish(self.left(10.0))
+            self.publish(self.left(10.0), self.left(RELOAD_S))
 
     def put_side(self, file: Json, side: str) -> None:
         put_file(self.job.state_dir, file["path"], file[side], file.get("mode"))
 
-    def publish(self, settle_s: float) -> None:
+    def publish(self, settle_s: float, reload_s: float = RELOAD_S) -> None:
         disks = self.disks("source") + self.disks("target")
         # Reading all units anew takes systemd longer than all the rest; it is of use only when
         # it is something of systemd's that changed, which udev's rules are not.
@@ -509,7 +510,7 @@ class Cutover:
             and side_content(file, "source") != side_content(file, "target")
             for file in self.side_files
         )
-        skipped = publish(self.place, disks, bool(self.side_files), for_systemd, settle_s)
+        skipped = publish(self.place, disks, bool(self.side_files), for_systemd, settle_s, reload_s)
         self.notes.extend(text for text in skipped if "settle" in text)
 
     # -- 9. and 10. mount and start

@@ -11,6 +11,7 @@ import zlib
 from typing import Any, List, Optional
 
 from volferry.agent.basics import (
+    RELOAD_S,
     AgentError,
     Json,
     Place,
@@ -212,7 +213,12 @@ def verb_apply(place: Place, request: Json) -> Json:
 
 
 def publish(
-    place: Place, disks: List[Disk], udev: bool, systemd: bool, settle_s: float
+    place: Place,
+    disks: List[Disk],
+    udev: bool,
+    systemd: bool,
+    settle_s: float,
+    reload_s: float = RELOAD_S,
 ) -> List[str]:
     """Make udev and systemd look again at their files and at these disks. -> what was skipped
 
@@ -238,7 +244,7 @@ def publish(
     if systemd and not place.has_systemd:
         skipped.append("systemd: pid 1 is something else")
     elif systemd:
-        must(["systemctl", "daemon-reload"], 90)
+        must(["systemctl", "daemon-reload"], reload_s)
     return skipped
 
 

@@ -13,6 +13,7 @@ import time
 from typing import Any, Callable, Iterator, List, Optional, Tuple
 
 from volferry.agent.basics import (
+    RELOAD_S,
     AgentError,
     Interrupt,
     Json,
@@ -223,14 +224,14 @@ class Supervisor:
         )
         if read_text(self.unit_path) != text:
             write_atomically(self.unit_path, text.encode("utf-8"), 0o644)
-            must(["systemctl", "daemon-reload"], 90)
+            must(["systemctl", "daemon-reload"], RELOAD_S)
         if survive_reboot:
             self.enable()
         deadline = time.monotonic() + 10
         while self.unit_is_alive() and time.monotonic() < deadline:
             time.sleep(0.05)  # the last worker has told its end and is about to go
         run(["systemctl", "reset-failed", self.unit])
-        must(["systemctl", "start", self.unit], 60)
+        must(["systemctl", "start", self.unit], RELOAD_S)
 
     def enable(self) -> None:
         """The link ``systemctl enable`` makes, without asking a systemd that may be shutting
@@ -258,7 +259,7 @@ class Supervisor:
             os.unlink(self.unit_path)
             fsync_directory(to_bytes(os.path.dirname(self.unit_path)))
         if self.place.has_systemd:
-            must(["systemctl", "daemon-reload"], 90)
+            must(["systemctl", "daemon-reload"], RELOAD_S)
 
 
 def spawn_orphan(argv: List[str]) -> None:

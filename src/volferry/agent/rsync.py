@@ -266,10 +266,14 @@ def rsync_error(code: int, words: str) -> AgentError:
     meaning = RSYNC_EXIT.get(
         code, "killed by signal {}".format(-code) if code < 0 else "no documented code"
     )
+    full = "No space left on device" in words
     return AgentError(
         "failed",
-        "rsync ended with {} ({}): {}".format(code, meaning, words or "it said nothing"),
+        "{}rsync ended with {} ({}): {}".format(
+            "the target is full: " if full else "", code, meaning, words or "it said nothing"
+        ),
         "the source was only read",
+        "roll back, and begin again with a larger --size" if full else "",
     )
 
 
