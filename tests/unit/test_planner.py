@@ -4,6 +4,7 @@ import pytest
 
 from volferry import planner
 from volferry.errors import Stop
+from volferry.methods.mirror import Mirror
 from volferry.model import (
     GIB,
     Attachment,
@@ -79,7 +80,8 @@ GUEST = GuestFacts(
     walk_s=0.2,
     free_bytes=GIB,
 )
-WANTED = Wanted(server="testsrv", volumes=("sourcevol",), type="cbs-premium", units=("pg",))
+MIRRORED = Wanted(server="testsrv", volumes=("sourcevol",), type="cbs-premium", units=("pg",))
+WANTED = MIRRORED.model_copy(update={"method": "rsync"})
 
 
 def change(noun, **fields):
@@ -435,6 +437,55 @@ def test_the_prediction_adds_up_and_says_what_it_rests_on():
     assert (prediction.parts["stop"], prediction.parts["start"]) == (0.5, 2.0)
     assert prediction.parts["copy"] == 0.2
     assert "walk of the tree" in prediction.basis
+
+
+@pytest.mark.parametrize(
+    ("wanted", "guest", "reason"),
+    [
+        ({}, {"no_tracking": "the kernel is locked down"}, "the kernel is locked down"),
+        ({}, {"root": False}, "it needs root in the guest"),
+        ({}, {"family": "bsd"}, "it is for Linux guests"),
+        ({}, {"other_content": ("swap space on /dev/vdb2",)}, "swap space on /dev/vdb2"),
+        ({"size_gib": 1}, {}, "the target is smaller (1 of 2 GiB)"),
+        ({"exclude": ("tmp",)}, {}, "it copies blocks and can leave out no files (--exclude)"),
+    ],
+)
+def test_the_mirror_declines_with_its_reason_and_the_next_method_is_offered(wanted, guest, reason):
+    plan = planner.plan(change(MIRRORED, **wanted), CLOUD, change(GUEST, **guest))
+
+    assert [c.name for c in plan.methods] == ["mirror", "rsync"]
+    assert reason in plan.methods[0].declines
+    assert plan.method != "mirror"
+
+
+def test_the_mirror_is_the_first_choice_and_tracks_before_the_snapshot():
+    plan = planner.plan(MIRRORED, CLOUD, GUEST)
+
+    assert (plan.method, plan.methods[0].declines) == ("mirror", "")
+    assert [p.step for p in plan.promises][:3] == ["install", "track", "snapshot"]
+    assert [p.step for p in planner.plan(WANTED, CLOUD, GUEST).promises][:2] == [
+        "install",
+        "snapshot",
+    ]
+
+
+def test_the_mirrors_prediction_follows_what_was_measured():
+    measured = {
+        "copy_bytes_s": 100e6,
+        "compare_bytes_s": 200e6,
+        "dirty_bytes": 10_000_000,
+        "dirty_bytes_s": 20e6,
+        "unverified_bytes": 0,
+        "mask_s": 0.02,
+        "publish_s": 0.1,
+    }
+    prediction = Mirror().predict(GUEST, GUEST.units, (), measured)
+
+    # 0.5 s to stop the unit, in which 10 MB more are written.
+    assert prediction.parts["copy"] == pytest.approx(0.2)
+    assert prediction.parts["compare"] == pytest.approx(0.1)
+    assert prediction.parts["commit"] == pytest.approx(0.14)
+    assert prediction.total_s == pytest.approx(sum(prediction.parts.values()))
 
 
 def test_every_step_promises_something_and_says_what_the_way_back_costs():
