@@ -484,6 +484,19 @@ class Pass(Noun):
     kept_at: float = 0.0
     """When its result was known here, by this machine's clock."""
 
+    @property
+    def piece(self) -> str:
+        """What it counts: files, or chunks of the disk."""
+        return "chunk" if self.chunks_copied or self.chunks_compared else "file"
+
+    @property
+    def copied(self) -> int:
+        return self.files_copied + self.chunks_copied
+
+    @property
+    def compared(self) -> int:
+        return self.files_compared + self.chunks_compared
+
 
 class Outcome(Noun):
     """How a cutover ended, as the guest wrote it on its own disk."""

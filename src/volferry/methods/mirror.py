@@ -170,8 +170,7 @@ class Mirror(Method):
         await scene.tell("prediction", **prediction.model_dump(mode="json"))
         return {
             "passes": len(passes),
-            "files_compared": 0,
-            "chunks_compared": sum(p.chunks_compared for p in passes),
+            "compared": f"{sum(p.chunks_compared for p in passes)} chunks",
             "bytes_compared": sum(p.bytes_compared for p in passes),
             "healed": sum(p.healed for p in passes),
             "verify": figures["verify"],

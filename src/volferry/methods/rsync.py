@@ -167,7 +167,7 @@ class Rsync(Method):
         return {
             "passes": len(passes),
             "watermark": passes[-1].watermark,
-            "files_compared": sum(p.files_compared for p in passes),
+            "compared": f"{sum(p.files_compared for p in passes)} files",
             "bytes_compared": sum(p.bytes_compared for p in passes),
             "predicted": prediction.model_dump(mode="json"),
         }

@@ -218,10 +218,10 @@ _WORDS: dict[str, Callable[[Teller, Event], list[Line]]] = {
 _COLUMNS = (
     ("pass", 5),
     ("copied", 8),
-    ("files", 9),
+    ("pieces", 9),
     ("deleted", 7),
     ("compared", 8),
-    ("files", 9),
+    ("pieces", 9),
     ("changed", 7),
     ("took", 10),
 )
@@ -232,10 +232,10 @@ def pass_cells(one: Pass) -> tuple[str, ...]:
     return (
         "final" if one.final else str(one.number),
         size(one.bytes_copied),
-        number(one.files_copied),
+        number(one.copied),
         number(one.files_deleted),
-        size(one.bytes_compared) if one.files_compared else "-",
-        number(one.files_compared) if one.files_compared else "-",
+        size(one.bytes_compared) if one.compared else "-",
+        number(one.compared) if one.compared else "-",
         number(one.changed_meanwhile),
         duration(one.copy_s + one.compare_s),
     )

@@ -12,9 +12,10 @@ from pathlib import Path
 from volferry.model import Outcome, Prediction, State
 from volferry.report.lines import pass_cells
 from volferry.report.story import Report, Span, VolumeEnd, source_state, verdict
+from volferry.report.summary import totals
 from volferry.report.words import NOT_MEASURED, duration, number, plain, size, when
 
-PASS_HEADS = ("pass", "copied", "files", "deleted", "compared", "files", "changed", "took")
+PASS_HEADS = ("pass", "copied", "pieces", "deleted", "compared", "pieces", "changed", "took")
 
 _STYLE = Path(__file__).with_name("page.css")
 _PARTS = 8
@@ -209,7 +210,7 @@ def _passes(report: Report) -> str:
     if not report.passes:
         return ""
     rows = [tuple(_text(cell) for cell in pass_cells(one)) for one in report.passes]
-    total = f"{size(report.bytes_copied)} in {number(report.files_copied)} files were copied."
+    total = f"{totals(report)}."
     return _section("Passes", _table(PASS_HEADS, rows, "passes") + f'<p class="note">{total}</p>')
 
 

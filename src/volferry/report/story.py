@@ -92,7 +92,9 @@ class Report(Noun):
     passes: tuple[Pass, ...] = ()
     """Live passes and, last, the final one of the cutover."""
     bytes_copied: int | None = None
-    files_copied: int | None = None
+    pieces_copied: int | None = None
+    piece: str = "file"
+    """What the passes count: files, or chunks of the disk."""
     verified: tuple[str, ...] = ()
     not_verified: tuple[str, ...] = ()
     phases: tuple[Span, ...] = ()
@@ -164,7 +166,8 @@ def tell(
         max_downtime_s=plan.wanted.max_downtime_s,
         passes=tuple(every),
         bytes_copied=sum(p.bytes_copied for p in every) if every else None,
-        files_copied=sum(p.files_copied for p in every) if every else None,
+        pieces_copied=sum(p.copied for p in every) if every else None,
+        piece=every[0].piece if every else "file",
         verified=verified,
         not_verified=not_verified,
         phases=_spans(transfer, events, receipts),
@@ -276,14 +279,14 @@ def _verification(
     """What was read back from both sides and compared, and what was copied but was not."""
     done: list[str] = []
     lacking: list[str] = []
-    compared = [one for one in live if one.files_compared]
+    compared = [one for one in live if one.compared]
     if compared:
         last = compared[-1]
-        files = sum(one.files_compared for one in compared)
+        files = sum(one.compared for one in compared)
         volume = sum(one.bytes_compared for one in compared)
         done.append(
-            f"while the service ran, {counted(files, 'file')} ({size(volume)}) were read from"
-            f" source and target and compared by content, in {_numbers(compared)}"
+            f"while the service ran, {counted(files, compared[0].piece)} ({size(volume)}) were read"
+            f" from source and target and compared by content, in {_numbers(compared)}"
         )
         if last.watermark:
             done.append(
@@ -293,23 +296,23 @@ def _verification(
         healed = sum(one.healed for one in live)
         if healed:
             done.append(
-                f"{counted(healed, 'file')} differed though untouched since the copy:"
+                f"{counted(healed, live[0].piece)} differed though untouched since the copy:"
                 " copied again by content and compared again"
             )
     elif live:
         lacking.append("nothing was compared while the service ran")
     if final is not None:
-        copied = f"{counted(final.files_copied, 'file')} ({size(final.bytes_copied)})"
-        if final.files_compared:
+        copied = f"{counted(final.copied, final.piece)} ({size(final.bytes_copied)})"
+        if final.compared:
             done.append(
                 f"in the downtime, with the source read-only, the final pass copied {copied} and"
-                f" compared {counted(final.files_compared, 'file')}"
+                f" compared {counted(final.compared, final.piece)}"
                 f" ({size(final.bytes_compared)}) by content"
             )
-        if final.files_copied > final.files_compared:
-            missing = final.files_copied - final.files_compared
+        if final.copied > final.compared:
+            missing = final.copied - final.compared
             lacking.append(
-                f"{counted(missing, 'file')} of the final pass were copied but not compared"
+                f"{counted(missing, final.piece)} of the final pass were copied but not compared"
             )
     elif committed is not None:
         lacking.append("the final pass left no figures: what it copied was not compared")

@@ -8,6 +8,7 @@ from volferry.report.story import Move, Report, VolumeEnd, source_state, verdict
 from volferry.report.words import (
     NOT_MEASURED,
     aligned,
+    counted,
     duration,
     number,
     parts,
@@ -109,14 +110,15 @@ def _downtime(report: Report) -> list[Line]:
 def _copied(report: Report) -> list[Line]:
     if not report.passes:
         return []
-    lines = [_key("passes", f"{len(report.passes)}, {_totals(report)}")]
+    lines = [_key("passes", f"{len(report.passes)}, {totals(report)}")]
     lines.append(Line(f"  {PASS_HEAD}", "dim"))
     lines += [Line(f"  {pass_row(one)}") for one in report.passes]
     return lines
 
 
-def _totals(report: Report) -> str:
-    return f"{size(report.bytes_copied)} in {number(report.files_copied)} files copied"
+def totals(report: Report) -> str:
+    pieces = counted(report.pieces_copied or 0, report.piece)
+    return f"{size(report.bytes_copied)} in {pieces} copied"
 
 
 def _verified(report: Report) -> list[Line]:

@@ -14,7 +14,7 @@ class Prepare(Step):
 
     name = "prepare"
     phase: ClassVar[Phase] = "attach"
-    promise = "the target's filesystem was read back: {summary}"
+    promise = "the target is ready to be copied to: {summary}"
 
     async def find(self, ctx: Context) -> Receipt | None:
         del ctx  # the agent knows by its own record what it has made of the disk

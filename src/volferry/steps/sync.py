@@ -11,7 +11,7 @@ class Sync(Step):
     phase: ClassVar[Phase] = "sync"
     promise = (
         "after {passes} passes source and target differ only by what is written now: "
-        "{files_compared} files were read from both and compared"
+        "{compared} were read from both and compared"
     )
 
     async def find(self, ctx: Context) -> Receipt | None:
