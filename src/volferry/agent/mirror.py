@@ -159,7 +159,7 @@ class Mirror:
         finally:
             self.ending = True
             listener.close()
-            drainer.join(5.0)
+            drainer.join(timeout=5.0)
             for side in self.sides:
                 if side.pair is not None:
                     side.pair.close()
@@ -468,8 +468,8 @@ class Mirror:
             raise AgentError("usage", "the mirror knows no '{}'".format(do))
         order = Order(message)
         self.orders.put(order)
-        while not order.done.wait(1.0):
-            if self.ending and not order.done.wait(5.0):
+        while not order.done.wait(timeout=1.0):
+            if self.ending and not order.done.wait(timeout=5.0):
                 raise AgentError("failed", "the mirror ended before '{}'".format(do))
         if order.error is not None:
             raise order.error
