@@ -61,6 +61,7 @@ from volferry.agent.tracker import TRACKER_PREFIX, Tracked, Tracker, tracefs_pat
 
 ORDERS = "orders.json"
 DRAIN_S = 0.025
+CHECK_EVERY = 20
 BREATH_S = 0.5
 """Between two passes: what is written over and over is then copied once."""
 IN_FLIGHT_S = 10.0
@@ -206,18 +207,25 @@ class Mirror:
         )
 
     def keep_draining(self) -> None:
+        number = 0
         while not self.ending:
-            self.drain()
+            self.drain(check=number % CHECK_EVERY == 0)
+            number += 1
             time.sleep(DRAIN_S)
 
-    def drain(self) -> int:
-        """Everything that has been told so far is in the dirty sets. -> events"""
+    def drain(self, check: bool = True) -> int:
+        """Everything that has been told so far is in the dirty sets. -> events
+
+        ``check``: whether anything was lost is asked too, which costs a read of some files for each
+        processor.
+        """
         with self.lock:
             if self.loss:
                 return 0
             try:
                 drained = self.tracker.drain({side.source.dev: side.dirty for side in self.sides})
-                self.loss = self.tracker.lost()
+                if check:
+                    self.loss = self.tracker.lost()
             except Exception as error:  # noqa: BLE001 - whatever it was, events may be gone
                 self.loss = "{}: {}".format(type(error).__name__, error)
                 return 0
@@ -282,6 +290,7 @@ class Mirror:
         result["copy_s"] = round(copied - began, 3)
         round_before = self.round
         self.compare_all(result, self.throttle, self.tick)
+        self.drain()
         ended = time.monotonic()
         result["compare_s"] = round(ended - copied, 3)
         with self.lock:
@@ -599,10 +608,10 @@ class Mirror:
 
         while self.drain():
             pass
-        if self.loss or self.tracker.lost():
+        if self.loss:
             raise AgentError(
                 "failed",
-                "the last writes are not known: {}".format(self.loss or self.tracker.lost()),
+                "the last writes are not known: {}".format(self.loss),
                 "the source is complete; nothing was switched",
                 "everything is compared again, then the cutover can be tried again",
             )
