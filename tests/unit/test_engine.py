@@ -226,7 +226,7 @@ async def test_what_the_loop_runs_in_threads_still_works_afterwards(rig: Rig) ->
 async def test_one_process_carries_one_transfer_at_a_time(rig: Rig) -> None:
     source = Volume(id="vol-2", name="d", size_gib=1, type="old", status="in-use")
     plan = rig.store.transfer(ID).plan
-    plan = plan.model_copy(update={"cloud": plan.cloud.model_copy(update={"source": source})})
+    plan = plan.model_copy(update={"cloud": plan.cloud.model_copy(update={"sources": (source,)})})
     rig.store.create(Transfer(id="tr-2", state=State.RUNNING, plan=plan, created_at=1.0))
 
     async def nested(ctx: Context) -> None:
