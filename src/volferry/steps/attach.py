@@ -1,5 +1,6 @@
 """Plug the targets into the server, and prove in the guest which disk each of them is."""
 
+import contextlib
 import time
 from typing import ClassVar
 
@@ -93,12 +94,16 @@ class Attach(Step):
 
 async def unplug(ctx: Context, volume_id: str) -> Volume:
     """Detach a volume from the server and see it gone; nothing when it is gone already."""
-    server_id = ctx.plan.cloud.server.id
+    server_id, timeouts = ctx.plan.cloud.server.id, ctx.plan.wanted.timeouts
+    if (await ctx.cloud.volume(volume_id)).status in ("reserved", "attaching"):
+        # Nova refuses to detach what it is still attaching, and an attach may yet fail by itself.
+        with contextlib.suppress(Stop):
+            await ctx.cloud.wait_attached(server_id, volume_id, deadline_s=timeouts.attach_s)
     await ctx.cloud.detach(server_id, volume_id)
     volume: Volume = await ctx.cloud.wait_detached(
         server_id,
         volume_id,
-        deadline_s=ctx.plan.wanted.timeouts.detach_s,
+        deadline_s=timeouts.detach_s,
         progress=follow(ctx, f"detach {volume_id}"),
     )
     return volume

@@ -1,9 +1,10 @@
 """Take the sources out of the server. From here on going back is by hand."""
 
+import contextlib
 import time
 from typing import ClassVar
 
-from volferry.errors import Doubt
+from volferry.errors import Doubt, Stop
 from volferry.model import Receipt
 from volferry.steps.attach import unplug
 from volferry.steps.progress import follow
@@ -60,12 +61,18 @@ class Detach(Step):
             )
 
     async def undo(self, ctx: Context, receipt: Receipt) -> None:
-        server_id = ctx.plan.cloud.server.id
-        for source in receipt["sources"]:
-            await ctx.cloud.attach(server_id, source["source_id"])
+        server_id, timeouts = ctx.plan.cloud.server.id, ctx.plan.wanted.timeouts
+        for source_id in (source["source_id"] for source in receipt["sources"]):
+            if (await ctx.cloud.volume(source_id)).status == "detaching":
+                # It is still in the server's list, so that attaching it now would do nothing.
+                with contextlib.suppress(Stop):  # the guest may keep it, which is as good
+                    await ctx.cloud.wait_detached(
+                        server_id, source_id, deadline_s=timeouts.detach_s
+                    )
+            await ctx.cloud.attach(server_id, source_id)
             await ctx.cloud.wait_attached(
                 server_id,
-                source["source_id"],
-                deadline_s=ctx.plan.wanted.timeouts.attach_s,
+                source_id,
+                deadline_s=timeouts.attach_s,
                 progress=follow(ctx, "attach the source again"),
             )
