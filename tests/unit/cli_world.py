@@ -204,6 +204,43 @@ def plan(**changes: Any) -> Plan:
     return Plan.model_validate({**fields, **changes})
 
 
+LOG, LOG_TARGET = "300e778a-aaaa-490b-b76c-235ae4f16005", "1bd806c0-aaaa-4a1a-827a-20921186c9c9"
+
+
+def plan_of_two() -> Plan:
+    """The same with a second volume, ``log``, which has its target's type already."""
+    one = plan()
+    source = one.pairs[0].source.model_copy(
+        update={"id": LOG, "name": "log", "size_gib": 8, "type": "cbs-premium"}
+    )
+    pair = one.pairs[0].model_copy(
+        update={"source": source, "target_name": "log", "target_size_gib": 8, "seed": Seed.BLANK}
+    )
+    mount = Mount(target="/srv/log", source="/dev/vdd", by=MountBy.FSTAB, fstab_line=5)
+    filesystem = Filesystem(
+        device="/dev/vdd", volume_id=LOG, fstype="ext4", uuid="2d1f", mounts=(mount,)
+    )
+    return plan(
+        cloud=one.cloud.model_copy(update={"sources": (one.pairs[0].source, source)}),
+        pairs=(one.pairs[0], pair),
+        guest=one.guest.model_copy(update={"filesystems": (*one.guest.filesystems, filesystem)}),
+    )
+
+
+def receipts_of_two() -> dict[str, dict[str, Any]]:
+    """Those of ``plan_of_two``."""
+    two = {step: dict(receipt) for step, receipt in RECEIPTS.items()}
+    [target] = two["target"]["targets"]
+    log = {"source_id": LOG, "volume_id": LOG_TARGET, "name": "log", "size_gib": 8, "seed": "blank"}
+    two["target"]["targets"] = [target, {**target, **log}]
+    two["detach"]["sources"] = [{"source_id": SOURCE}, {"source_id": LOG}]
+    two["protect"]["sources"] = [
+        {"source_id": SOURCE, "read_only": True},
+        {"source_id": LOG, "read_only": False},
+    ]
+    return two
+
+
 def refused() -> Plan:
     bad = Check(
         name="quota: snapshots",

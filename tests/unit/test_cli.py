@@ -405,6 +405,12 @@ def test_an_empty_list_is_an_empty_list(tmp_path: Path) -> None:
     assert "| id " in call("--state", tmp_path, "list").stdout
 
 
+def test_the_list_names_all_volumes_and_each_change_of_type_once(tmp_path: Path) -> None:
+    with world.plant(tmp_path, plan=world.plan_of_two()):
+        said = call("--state", tmp_path, "list", "-f", "value", "-c", "volume", "-c", "type")
+    assert said.stdout == "sourcevol, log cbs-standard -> cbs-premium, cbs-premium\n"
+
+
 def test_status_says_how_it_stands_and_what_can_be_done(tmp_path: Path) -> None:
     with world.plant(tmp_path, State.HELD, "cutover"):
         said = call("--state", tmp_path, "status")

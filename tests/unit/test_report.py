@@ -149,6 +149,70 @@ def test_a_report_is_read_from_the_store(tmp_path: Path) -> None:
     assert report == told()
 
 
+# ---- several volumes -----------------------------------------------------------------------------
+
+
+def told_of_two(state: State = State.DONE) -> story.Report:
+    transfer = world.transfer(state, plan=world.plan_of_two())
+    return story.tell(transfer, world.events(), world.receipts_of_two(), world.PASSES)
+
+
+def test_each_volume_has_its_two_rows_with_what_became_of_it() -> None:
+    words = text(told_of_two())
+    assert words.splitlines()[0].startswith("moved sourcevol, log in testsrv: downtime")
+    rows = [line.split() for line in words.splitlines() if " volume " in line[:12]]
+    assert [(row[0], row[2]) for row in rows] == [
+        ("old", world.SOURCE),
+        ("new", world.TARGET),
+        ("old", world.LOG),
+        ("new", world.LOG_TARGET),
+    ]
+    assert rows[0][-2:] == ["detached,", "read-only"]
+    assert rows[1][-1] == "/srv/data" and rows[3][-1] == "/srv/log"
+    assert rows[2][-3:] == ["detached,", "not", "read-only"]
+
+
+def test_work_remains_for_the_one_that_is_not_protected_and_both_may_be_deleted_later() -> None:
+    report = told_of_two()
+    assert report.remaining == (
+        f"openstack volume set --read-only {world.LOG}: the source is not marked read-only",
+    )
+    assert f"openstack volume delete {world.SOURCE} {world.LOG}" in report.notes[0]
+
+
+def test_terraform_is_told_of_each_volume_under_its_name() -> None:
+    report = told_of_two()
+    names = [line for line in report.infrastructure if line.startswith("#")]
+    assert names == ["# sourcevol", "# log"]
+    assert any(
+        line.endswith(f"{world.SERVER}/{world.LOG_TARGET}") for line in report.infrastructure
+    )
+    # Only the one that came from a snapshot has something to ignore.
+    assert [line for line in report.configuration if "#" in line[:1] or "ignore" in line] == [
+        "# sourcevol",
+        "lifecycle { ignore_changes = [snapshot_id] }  # or apply replaces the volume",
+        "# log",
+    ]
+
+
+def test_a_plan_shows_each_source_with_its_filesystems_and_its_target() -> None:
+    shown = planned.plan_lines(world.plan_of_two())
+    lines = [line.render(colour=False) for line in shown]
+    assert "volume sourcevol, log of server testsrv" in lines[0]
+    order = [
+        next(number for number, line in enumerate(lines) if all(word in line for word in words))
+        for words in (
+            ("source", world.SOURCE),
+            ("on /srv/data",),
+            ("target", "sourcevol", "50 GiB", "filled from a snapshot"),
+            ("source", world.LOG, "8 GiB"),
+            ("on /srv/log",),
+            ("target", "log", "blank"),
+        )
+    ]
+    assert order == sorted(order) and len(set(order)) == 6
+
+
 # ---- events --------------------------------------------------------------------------------------
 
 

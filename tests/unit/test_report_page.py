@@ -61,6 +61,16 @@ def test_the_page_has_what_the_text_has() -> None:
     assert f"{world.SERVER}/{world.TARGET}" in words
 
 
+def test_the_page_has_rows_for_each_volume() -> None:
+    transfer = world.transfer(State.DONE, plan=world.plan_of_two())
+    whole = story.tell(transfer, world.events(), world.receipts_of_two(), world.PASSES)
+    words = "".join(checked(page.render(whole)).text)
+    assert "sourcevol, log in testsrv" in words
+    assert "cbs-standard to cbs-premium, cbs-premium, tr-" in words
+    for part in (world.SOURCE, world.TARGET, world.LOG, world.LOG_TARGET, "on /srv/log"):
+        assert part in words
+
+
 def test_names_cannot_become_markup() -> None:
     evil = '<script>alert(1)</script>"><img src=x onerror=alert(1)>'
     odd = report(

@@ -68,7 +68,9 @@ def _head(report: Report) -> str:
     )
     what = ", ".join(
         dict.fromkeys(
-            f"{move.source.type} to {move.target.type}" if move.target else move.source.type
+            f"{move.source.type} to {move.target.type}"
+            if move.target and move.target.type != move.source.type
+            else move.source.type
             for move in report.moves
         )
     )
