@@ -122,7 +122,6 @@ def volferry(lab: Lab, source: str) -> dict[str, Any]:
         "passes": len(report["passes"]),
         "controller_mib": round(peak_kib / 1024),
         "api_calls": report["api_calls"],
-        "target": report["moves"][0]["target"]["id"],
     }
 
 

@@ -48,13 +48,13 @@ def test_a_reviewed_plan_waits_for_its_time_is_stopped_by_ctrl_c_resumed_watched
     watched = volferry("watch", transfer)
     assert resumed.wait(600) == 0
     report = volferry.report()
-    assert report["target"]["id"][:20] == guest.mounted_serial()
+    assert report["moves"][0]["target"]["id"][:20] == guest.mounted_serial()
     assert "detached, read-only" in watched.stdout
     assert guest.lost() == []
 
     volferry("report", transfer, "--html", str(page))
     html = page.read_text()
-    assert report["target"]["id"] in html and page.stat().st_mode & 0o077 == 0
+    assert report["moves"][0]["target"]["id"] in html and page.stat().st_mode & 0o077 == 0
     assert "has ended: done" in volferry("rollback", transfer, code=2).stderr
     assert snapshots(lab, guest) == [] and guest.leftovers() == ""
 

@@ -276,6 +276,20 @@ def wait_for_another_boot(lab: Lab, name: str, before: str, timeout_s: float = 6
     pytest.fail(f"{name} did not boot again within {timeout_s} s")
 
 
+def test_a_sweep_deletes_what_is_stuck_and_nothing_else(
+    lab: Lab, server: str, new_volume: NewVolume
+) -> None:
+    name, kept = named("stuck"), new_volume()
+    volume = lab.ensure_volume(name)
+    snapshot = lab.create_snapshot(volume)
+    lab.admin_reset("snapshots", snapshot, "deleting")
+    lab.admin_reset("volumes", volume, "detaching")
+    assert lab.sweep(name) == [f"snapshot {snapshot}", f"volume {name}"]
+    assert lab.find_volume(name) is None
+    assert lab.volume(kept)["status"] == "available"
+    assert lab.find_server(server)
+
+
 # --- knobs
 def test_a_delay_shows_the_state_in_between(lab: Lab, new_volume: NewVolume) -> None:
     lab.knobs.set("create_volume", delay=5)

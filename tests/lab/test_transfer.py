@@ -78,17 +78,22 @@ def test_ext4_on_gpt_by_device_name_is_held_then_goes_back_and_leaves_nothing(
     assert source["status"] == "in-use" and source["metadata"].get("readonly") != "True"
 
 
-def test_btrfs_gets_an_identity_of_its_own_and_fstab_names_it(
+def test_btrfs_gets_an_identity_of_its_own_and_is_finished_after_it_was_held(
     lab: Lab, volferry: Command, in_use: Callable[..., Guest]
 ) -> None:
     guest = in_use("debian-13", "btrfs")
     before = tree(guest)
 
-    volferry("run", *words(lab, guest, "--type", "cbs-premium", "--yes"))
+    volferry("run", *words(lab, guest, "--type", "cbs-premium", "--hold", "--yes"))
+    assert lab.volume(guest.volume_id)["status"] == "in-use"
+    volferry("finish", volferry.transfer())
 
     target = volferry.report()["moves"][0]["target"]["id"]
+    source = lab.volume(guest.volume_id)
+    assert (source["status"], source["metadata"]["readonly"]) == ("available", "True")
     assert guest.mounted_serial() == target[:20]
     assert tree(guest) == before
+    assert guest.leftovers() == ""
     assert guest.lost() == []
     assert guest.sh(f"findmnt -nro UUID {guest.mount}") in guest.sh("cat /etc/fstab")
 
