@@ -185,7 +185,8 @@ def clean(lab: Lab, guest: Guest) -> None:
 def words(lab: Lab, guest: Guest, *more: str) -> tuple[str, ...]:
     # On a busy machine a guest's `systemctl daemon-reload` alone may take a minute and a half.
     return (
-        guest.name, guest.volume_id, "--unit", UNIT, "--ssh-config", str(lab.ssh_config),
+        guest.name, guest.volume_id, "--method", "rsync", "--unit", UNIT,
+        "--ssh-config", str(lab.ssh_config),
         "--max-downtime", "600s", "--settle", "2s", "--cutover-timeout", "900s",
         "--attach-timeout", "600s", "--detach-timeout", "600s", *more,
     )  # fmt: skip
