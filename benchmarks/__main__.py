@@ -103,7 +103,8 @@ def volferry(lab: Lab, source: str) -> dict[str, Any]:
             "OS_CLIENT_CONFIG_FILE": str(lab.clouds_yaml),
             "OS_CLOUD": "volferry-lab",
         }
-        run = ["run", SERVER, source, "--type", "cbs-standard", "--method", "rsync", "--unit", UNIT, "--yes",
+        run = ["run", SERVER, source, "--type", "cbs-standard", "--method", "rsync",
+               "--unit", UNIT, "--yes",
                "--ssh-config", str(lab.ssh_config), "--max-downtime", "120s", "--settle", "5s",
                "--cutover-timeout", "300s"]  # fmt: skip
         subprocess.run([*command, *run], env=environment, check=True)
