@@ -40,7 +40,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from volferry import errors
+from volferry import errors, scrub
 from volferry.model import Event, Json, Pass, Progress, Receipt, State, Transfer
 from volferry.steps.step import Context, Held, Step, Undo, fill
 from volferry.store import Request, Store
@@ -64,8 +64,9 @@ class Bug(errors.Stop):
 class Patience:
     """How ``Retry`` is tried again: after ``first_s``, twice as long each time up to ``most_s``.
 
-    Until failures in a row have lasted ``budget_s``; an attempt that ran for longer than that
-    before it failed begins a new row, so that a step of several days has no fewer tries.
+    Until failures in a row have lasted ``budget_s`` (--retry-timeout); an attempt that ran for
+    longer than that before it failed begins a new row, so that a step of several days has no fewer
+    tries.
     """
 
     first_s: float = 1.0
@@ -88,7 +89,7 @@ class Engine:
         patience: Patience | None = None,
     ) -> None:
         self.store = store
-        self.patience = patience or Patience()
+        self._given = patience
         self._context_for = context_for
         self._steps = {step.name: step for step in sequence}
         if len(self._steps) != len(sequence):
@@ -257,6 +258,7 @@ class Engine:
         ctx.step = ""
 
     async def _patiently(self, ctx: Context, attempt: Callable[[], Awaitable[T]]) -> T:
+        patience = self._given or Patience(budget_s=ctx.plan.wanted.timeouts.retry_s)
         row_began, tries = time.monotonic(), 0
         while True:
             began = time.monotonic()
@@ -264,11 +266,13 @@ class Engine:
                 return await attempt()
             except errors.Retry as fault:
                 now = time.monotonic()
-                if now - began > self.patience.budget_s:
+                if now - began > patience.budget_s:
                     row_began, tries = now, 0
-                pause = min(self.patience.most_s, self.patience.first_s * 2**tries)
+                pause = min(patience.most_s, patience.first_s * 2**tries)
                 pause *= random.uniform(0.5, 1.0)  # noqa: S311 - spreads load, guards nothing
-                if now + pause - row_began > self.patience.budget_s:
+                if now + pause - row_began > patience.budget_s:
+                    tried = f"tried {tries + 1} times within {patience.budget_s:g} s"
+                    fault.what += f"; {tried} (--retry-timeout)"
                     raise
                 tries += 1
                 await ctx.tell("retry", **_parts(fault), tries=tries, pause_s=round(pause, 3))
@@ -288,11 +292,23 @@ class Engine:
     async def _failing_into(self, id: str, state: State) -> "AsyncIterator[_Fails]":
         """Write down what goes wrong inside, and how the transfer stands then.
 
-        A cancellation and the like is no error: it leaves what a kill leaves.
+        A cancellation is no error: it leaves what a kill leaves. One that follows a request to stop
+        is how the operator is obeyed where no safe point is near.
         """
         fails = _Fails(state)
         try:
             yield fails
+        except asyncio.CancelledError:
+            if not self._stop:
+                raise
+            left = errors.Paused(
+                f"left in the middle of '{self.store.transfer(id).step}' as you asked",
+                data="what was done is kept; what the guest or the cloud is doing, they end by "
+                "themselves\nthe service runs, or will run, on exactly one side",
+                hint=f"volferry resume {id}",
+            )
+            await self._stand_still(id, fails.state, left)
+            raise left from None
         except errors.VolferryError as error:
             await self._stand_still(id, fails.state, error)
             raise
@@ -300,10 +316,10 @@ class Engine:
             # Not ours, so nobody foresaw it. It must neither lose its traceback nor become a
             # reason to undo anything.
             log = self.store.directory(id) / "bug.log"
-            trace = "".join(traceback.format_exception(fault))
+            trace = scrub.text("".join(traceback.format_exception(fault)))
             await asyncio.to_thread(_append, log, trace)
             bug = Bug(
-                f"this is a bug in volferry: {type(fault).__name__}: {fault}",
+                scrub.text(f"this is a bug in volferry: {type(fault).__name__}: {fault}"),
                 data="the transfer stands still where it was; nothing was taken back",
                 hint=f"the traceback is in {log}; please report it",
             )
@@ -586,9 +602,9 @@ def _error_from_json(found: Json) -> Any:
 def _parts(error: errors.VolferryError) -> Json:
     return {
         "kind": type(error).__name__,
-        "what": error.what,
-        "data": error.data,
-        "hint": error.hint,
+        "what": scrub.exact(error.what),
+        "data": scrub.exact(error.data),
+        "hint": scrub.exact(error.hint),
     }
 
 
@@ -603,8 +619,9 @@ def _check_consent(ctx: Context, step: Step, receipt: Receipt, consent: bool) ->
 
 
 def _append(path: Path, text: str) -> None:
-    with path.open("a", encoding="utf-8") as log:
-        log.write(text)
+    log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    with os.fdopen(log, "a", encoding="utf-8", errors="backslashreplace") as file:
+        file.write(text)
 
 
 class _EngineLine:

@@ -330,6 +330,10 @@ class Timeouts(Noun):
     """The guest takes the cutover back when it has not ended by then."""
     sync_s: float = 7 * 86400.0
     delete_s: float = 600.0
+    connect_s: float = 60.0
+    answer_s: float = 300.0
+    retry_s: float = 900.0
+    """How long what may come back (a busy cloud, a guest that restarts) is tried again."""
 
 
 class Wanted(Noun):

@@ -6,19 +6,22 @@ closed again; nothing below knows how it was opened.
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
+from volferry import leftovers as leftovers_of
 from volferry import planner
 from volferry.channels import Channel
 from volferry.channels import ssh as openssh
 from volferry.channels.local import Local
 from volferry.cloud import Cloud
 from volferry.engine import Engine
-from volferry.errors import Refused, Retry, Stop, Usage, VolferryError
+from volferry.errors import NotFound, Refused, Retry, Stop, Usage, VolferryError
+from volferry.guests import fstab
 from volferry.guests.linux import LinuxGuest
+from volferry.leftovers import History, Leftover, Verdict
 from volferry.methods import method
 from volferry.model import (
     CloudFacts,
@@ -79,7 +82,7 @@ async def plan(wanted: Wanted, *, notice: Callable[[str], None] = _quiet) -> Pla
     the cloud said.
     """
     notice("asking the cloud")
-    cloud = await Cloud.connect(wanted.os_cloud, wanted.os_region)
+    cloud = await connect(wanted)
     try:
         facts = await cloud.facts(wanted.server, wanted.volumes)
     finally:
@@ -95,10 +98,19 @@ async def _guest_facts(
     sources = [source.ref for source in facts.sources]
     try:
         async with await channel(wanted, facts.server) as way_in:
-            guest = LinuxGuest(way_in)
-            return await guest.facts(sources, units=wanted.units), None
+            guest = LinuxGuest(way_in, timeouts=wanted.timeouts)
+            found = await guest.facts(sources, units=wanted.units)
+            # A plan is kept, saved and sent around.
+            table = fstab.without_secrets(found.fstab)
+            return found.model_copy(update={"fstab": table}), None
     except (Stop, Retry) as error:
         return None, error
+
+
+async def connect(wanted: Wanted) -> Cloud:
+    """The cloud that the user named, authenticated."""
+    answer_s = wanted.timeouts.answer_s
+    return await Cloud.connect(wanted.os_cloud, wanted.os_region, answer_s=answer_s)
 
 
 async def channel(wanted: Wanted, server: Server) -> Channel:
@@ -107,7 +119,11 @@ async def channel(wanted: Wanted, server: Server) -> Channel:
     if access.local:
         return Local()
     return await openssh.find(
-        server.name, server.addresses, wanted=access.ssh, config=access.ssh_config
+        server.name,
+        server.addresses,
+        wanted=access.ssh,
+        config=access.ssh_config,
+        connect_s=wanted.timeouts.connect_s,
     )
 
 
@@ -163,12 +179,12 @@ async def _surroundings(transfer: Transfer) -> AsyncIterator[Context]:
     """Cloud, guest and method of a transfer, opened for one carrying of it."""
     wanted, facts = transfer.plan.wanted, transfer.plan.cloud
     async with AsyncExitStack() as opened:
-        cloud = await Cloud.connect(wanted.os_cloud, wanted.os_region)
+        cloud = await connect(wanted)
         opened.push_async_callback(cloud.close)
         server = await cloud.server(facts.server.id)
         way_in = await channel(wanted, server)
         await opened.enter_async_context(way_in)
-        guest = LinuxGuest(way_in, transfer.id)
+        guest = LinuxGuest(way_in, transfer.id, wanted.timeouts)
         await guest.probe()
         ctx = Context(
             transfer.id,
@@ -247,7 +263,7 @@ async def _ask(
 
 
 async def rollback(
-    id: str, store: Store, *, accept_loss: bool, listen: Listener
+    id: str, store: Store, *, accept_loss: bool, listen: Listener, handover_s: float = HANDOVER_S
 ) -> Transfer | None:
     """Remove exactly what was made; after the cutover, go back to the source.
 
@@ -257,12 +273,12 @@ async def rollback(
     _not_ended(transfer)
     if store.running(transfer.id) is not None:
         store.request(transfer.id, "stop", {})
-        ends = time.monotonic() + HANDOVER_S
+        ends = time.monotonic() + handover_s
         while store.running(transfer.id) is not None:
             if time.monotonic() >= ends:
                 raise Stop(
                     f"process {store.running(transfer.id)} still carries '{transfer.id}' after "
-                    f"{HANDOVER_S:.0f} s",
+                    f"{handover_s:g} s (--handover-timeout)",
                     data="it was asked to stop at its next safe point; nothing else was changed",
                     hint=f"wait for it, then repeat: volferry rollback {transfer.id}",
                 )
@@ -287,6 +303,134 @@ def _not_running(store: Store, id: str) -> None:
             data="nothing was changed",
             hint=f"volferry watch {id}",
         )
+
+
+# ---- cleaning up ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Litter:
+    """What was found, and where nobody could look."""
+
+    found: tuple[Leftover, ...]
+    unseen: tuple[str, ...]
+
+    @property
+    def garbage(self) -> tuple[Leftover, ...]:
+        return tuple(one for one in self.found if one.verdict is Verdict.GARBAGE)
+
+
+async def leftovers(
+    store: Store, wanted: Wanted, *, notice: Callable[[str], None] = _quiet
+) -> Litter:
+    """Look for what transfers left in the clouds and the guests that the journal names; and in the
+    cloud of ``wanted``, when it names one. Changes nothing.
+    """
+    histories = _histories(store)
+    found: list[Leftover] = []
+    unseen: list[str] = []
+    for place in _clouds(histories, wanted):
+        name = place.os_cloud or "the cloud of OS_*"
+        notice(f"asking {name}")
+        cloud = await connect(place)
+        try:
+            volumes, snapshots = await cloud.volumes(), await cloud.snapshots()
+            found += leftovers_of.in_cloud(name, volumes, snapshots, histories)
+            for wishes, server in _guests(histories, place):
+                notice(f"asking {server.name}")
+                try:
+                    found += await _in_guest(cloud, wishes, server, histories)
+                except (Stop, Retry, NotFound) as error:
+                    unseen.append(f"{server.name}: {error.what}")
+        finally:
+            await cloud.close()
+    return Litter(tuple(found), tuple(unseen))
+
+
+async def _in_guest(
+    cloud: Cloud, wanted: Wanted, server: Server, histories: dict[str, History]
+) -> list[Leftover]:
+    now = await cloud.server(server.id)
+    attached = await cloud.server_volumes(server.id)
+    async with await channel(wanted, now) as way_in:
+        files = await LinuxGuest(way_in, timeouts=wanted.timeouts).leftovers()
+    return leftovers_of.in_guest(server.id, now.name, files, attached, histories)
+
+
+async def remove(
+    store: Store, wanted: Wanted, garbage: Sequence[Leftover], *, tell: Callable[[Leftover], None]
+) -> list[VolferryError]:
+    """Remove what ``leftovers`` called garbage; each removal looks at the mark once more.
+
+    Answers with what could not be removed. Each removal becomes an event of its transfer.
+    """
+    histories, failed = _histories(store), []
+    for place in _clouds(histories, wanted):
+        cloud = await connect(place)
+        try:
+            for one in garbage:
+                history = histories[one.transfer]
+                if _cloud_of(history.transfer) != (place.os_cloud, place.os_region):
+                    continue
+                try:
+                    await _remove(cloud, history.transfer, one)
+                except VolferryError as error:
+                    failed.append(error)
+                    continue
+                facts = {"text": f"removed {one.kind} {one.id}", "where": one.where}
+                at, id = time.time(), one.transfer
+                store.event(Event(at=at, transfer=id, kind="removed", facts=facts))
+                tell(one)
+        finally:
+            await cloud.close()
+    return failed
+
+
+async def _remove(cloud: Cloud, transfer: Transfer, one: Leftover) -> None:
+    wanted = transfer.plan.wanted
+    if one.kind in ("volume", "snapshot"):
+        kind: Literal["volume", "snapshot"] = "volume" if one.kind == "volume" else "snapshot"
+        delete = cloud.delete_volume if kind == "volume" else cloud.delete_snapshot
+        await delete(one.id, transfer.id)
+        await cloud.wait_deleted(kind, one.id, deadline_s=wanted.timeouts.delete_s)
+        return
+    server = await cloud.server(transfer.plan.cloud.server.id)
+    async with await channel(wanted, server) as way_in:
+        guest = LinuxGuest(way_in, transfer.id, wanted.timeouts)
+        left = (await guest.uninstall())["left"]  # all of one transfer; the next file is gone then
+    if any(one.id in text for text in left):
+        raise Stop(f"{one.id} in {server.name} stays: {'; '.join(left)}", data="it does no harm")
+
+
+def _histories(store: Store) -> dict[str, History]:
+    return {
+        one.id: History.of(one, store.journal(one.id), store.receipts(one.id))
+        for one in store.transfers()
+    }
+
+
+def _cloud_of(transfer: Transfer) -> tuple[str, str]:
+    return transfer.plan.wanted.os_cloud, transfer.plan.wanted.os_region
+
+
+def _clouds(histories: dict[str, History], wanted: Wanted) -> list[Wanted]:
+    """Each cloud and region once; the one that was asked for alone when there is one."""
+    named = {(wanted.os_cloud, wanted.os_region)} if wanted.os_cloud else set()
+    places = named or {_cloud_of(h.transfer) for h in histories.values()} or {("", "")}
+    return [
+        wanted.model_copy(update={"os_cloud": cloud, "os_region": region})
+        for cloud, region in sorted(places)
+    ]
+
+
+def _guests(histories: dict[str, History], place: Wanted) -> list[tuple[Wanted, Server]]:
+    """Each server once, reached as its newest transfer reached it."""
+    newest: dict[str, tuple[Wanted, Server]] = {}
+    for history in histories.values():  # oldest first
+        plan = history.transfer.plan
+        if _cloud_of(history.transfer) == (place.os_cloud, place.os_region):
+            newest[plan.cloud.server.id] = (plan.wanted, plan.cloud.server)
+    return list(newest.values())
 
 
 # ---- looking -------------------------------------------------------------------------------------

@@ -267,6 +267,13 @@ class Store:
                 standing.pop(entry.step, None)
         return standing
 
+    def journal(self, id: str) -> list[Json]:
+        """Every entry as it was written, oldest first."""
+        return [
+            {"at": e.at, "kind": e.kind, "step": e.step, "receipt": e.receipt}
+            for e in self._entries(id)
+        ]
+
     def open_intent(self, id: str) -> str | None:
         """The step that was begun, and neither finished nor undone."""
         last = {entry.step: entry.kind for entry in self._entries(id)}
@@ -327,6 +334,13 @@ class Store:
         return [
             Request(id=r.row, transfer=r.transfer, what=r.what, facts=r.facts, at=r.at)
             for r in self._of(_requests, id, _requests.c.taken_at.is_(None))
+        ]
+
+    def requests(self, id: str) -> list[Json]:
+        """All messages there ever were, oldest first; ``taken_at`` is None for what waits."""
+        return [
+            {"at": r.at, "what": r.what, "facts": r.facts, "taken_at": r.taken_at}
+            for r in self._of(_requests, id)
         ]
 
     def taken(self, request: Request) -> None:

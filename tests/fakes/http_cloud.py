@@ -47,6 +47,7 @@ class StandIn:
         self.regions = ["RegionOne"]
         self.scoped = True
         self.is_keystone = True
+        self.token_prefix = "token-"
         self.sent: list[Sent] = []
         self.all_requests = 0
         self.tokens = 0
@@ -116,6 +117,9 @@ class StandIn:
         replies = self._script.get((method, path), [Reply(404)])
         return replies.pop(0) if len(replies) > 1 else replies[0]
 
+    def accepts(self, identity: Any) -> bool:
+        return bool(identity["password"]["user"]["password"] == SECRET)
+
     def _identity(self, method: str, path: str, body: Any) -> Reply | None:
         if not self.is_keystone:
             return Reply(404, "<html><head><title>x</title></head>nothing here</html>")
@@ -123,11 +127,13 @@ class StandIn:
             links = [{"rel": "self", "href": f"{self.url}/v3/"}]
             return Reply(body={"version": {"id": "v3.14", "status": "stable", "links": links}})
         if path == "/v3/auth/tokens":
-            if body["auth"]["identity"]["password"]["user"]["password"] != SECRET:
+            if not self.accepts(body["auth"]["identity"]):
                 error = {"code": 401, "message": f"no: {SECRET}", "title": "Unauthorized"}
                 return Reply(401, {"error": error})
             self.tokens += 1
-            return Reply(201, self._token(), {"X-Subject-Token": f"token-{self.tokens}"})
+            return Reply(
+                201, self._token(), {"X-Subject-Token": f"{self.token_prefix}{self.tokens}"}
+            )
         if path in ("/compute/v2.1", "/compute/v2.1/"):
             return Reply(body={"version": self._version("v2.1", "compute/v2.1", self.compute)})
         if path in ("/volume/v3", "/volume/v3/"):

@@ -21,7 +21,7 @@ from volferry.model import Event, Plan, State, Transfer, Wanted
 
 VERBS = (
     "plan", "run", "status", "watch", "list", "cutover", "resume", "rollback", "finish", "report",
-    "logs", "schema", "completion",
+    "logs", "gc", "support-bundle", "schema", "completion",
 )  # fmt: skip
 
 
@@ -62,7 +62,7 @@ class Operations(types.ModuleType):
         return await self._do("cutover", listen, {"id": id, "now": now})
 
     async def rollback(
-        self, id: str, store: Any, *, accept_loss: bool, listen: Any
+        self, id: str, store: Any, *, accept_loss: bool, handover_s: float, listen: Any
     ) -> Transfer | None:
         return await self._do("rollback", listen, {"id": id, "accept_loss": accept_loss})
 

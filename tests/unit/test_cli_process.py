@@ -18,6 +18,7 @@ from pathlib import Path
 import cli_world as world
 import pytest
 
+import volferry as package
 from volferry.model import State
 from volferry.store import Store
 
@@ -27,7 +28,8 @@ DRIVER = HERE / "cli_driver.py"
 
 def environment(**more: str) -> dict[str, str]:
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("OS_", "VOLFERRY_"))}
-    return {**kept, "PYTHONPATH": str(HERE), "TERM": "xterm-256color", **more}
+    path = f"{HERE}{os.pathsep}{Path(package.__file__).parent.parent}"  # not the installed one
+    return {**kept, "PYTHONPATH": path, "TERM": "xterm-256color", **more}
 
 
 def volferry(*words: str | Path, **more: str) -> subprocess.CompletedProcess[str]:

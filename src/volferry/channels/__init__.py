@@ -8,6 +8,7 @@ its own and polled; a channel carries only short commands, each with a deadline.
 
 import abc
 import asyncio
+import os
 import shlex
 import time
 from collections.abc import Sequence
@@ -68,14 +69,18 @@ class Channel(abc.ABC):
     ) -> Completed:
         """Run ``argv`` there, giving it ``stdin``; any exit status is an answer, not an error.
 
-        Raises ``Retry`` when it has not ended within ``timeout_s`` seconds.
+        Raises ``Retry`` when it has not ended within ``timeout_s`` seconds (--answer-timeout).
         """
         if root and not self.is_root:
             argv = ["sudo", "-n", "--", *argv]
         return await run_here(self._command(argv), stdin=stdin, timeout_s=timeout_s)
 
     async def __aenter__(self) -> Self:
-        await self.open()
+        try:
+            await self.open()
+        except BaseException:
+            await self.close()  # a half-open one has a process and a folder already
+            raise
         return self
 
     async def __aexit__(
@@ -87,7 +92,18 @@ class Channel(abc.ABC):
         await self.close()
 
 
-async def run_here(argv: Sequence[str], *, stdin: bytes = b"", timeout_s: float) -> Completed:
+def environment() -> dict[str, str]:
+    """What programs that we start may know: nothing that authenticates at a cloud or a database.
+
+    ssh hands variables on where a configuration says so (``SendEnv *``), and everybody who may
+    look into ``/proc`` as this user reads those of every child.
+    """
+    return {k: v for k, v in os.environ.items() if not k.startswith(("OS_", "VOLFERRY_"))}
+
+
+async def run_here(
+    argv: Sequence[str], *, stdin: bytes = b"", timeout_s: float, flag: str = "--answer-timeout"
+) -> Completed:
     """Run a program on this machine with a deadline; it is killed when that has passed."""
     began = time.monotonic()
     process = await asyncio.create_subprocess_exec(
@@ -95,6 +111,7 @@ async def run_here(argv: Sequence[str], *, stdin: bytes = b"", timeout_s: float)
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
+        env=environment(),
         # Its own session: Ctrl-C at the terminal is for volferry, which stops at a safe point.
         start_new_session=True,
     )
@@ -103,7 +120,7 @@ async def run_here(argv: Sequence[str], *, stdin: bytes = b"", timeout_s: float)
             out, err = await process.communicate(stdin)
     except TimeoutError:
         raise Retry(
-            f"'{argv[0]}' gave no answer within {timeout_s:.0f} s",
+            f"'{argv[0]}' gave no answer within {timeout_s:.0f} s ({flag})",
             data="nothing was lost: what runs in the guest goes on by itself",
         ) from None
     finally:

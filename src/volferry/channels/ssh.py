@@ -1,8 +1,9 @@
 """The OpenSSH client as a subprocess.
 
 The user's configuration, jump hosts, agents, certificates and known hosts are then right by
-definition, and host keys are always checked. One supervised master connection (``ssh -M -N``, not
-``-f``, so that it is our child and ends with us) is shared by short-lived clients.
+definition, and host keys are always checked. One supervised master connection (``ssh -M``, not
+``-f``, so that it is our child) is shared by short-lived clients. It watches its stdin, which the
+kernel closes when we die in whatever way; with ``-N`` it would outlive us for ever.
 """
 
 import asyncio
@@ -14,15 +15,18 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from volferry.channels import Channel, Completed, quote, run_here
+from volferry.channels import Channel, Completed, environment, quote, run_here
 from volferry.errors import Retry, Stop, Usage
 
 # A guest that is busy or swaps lets its sshd wait; nobody is there is told at once, by a reset.
-CONNECT_TIMEOUT_S = 60.0
+CONNECT_S = 60.0
 
 _OPTIONS = (
     "-o", "BatchMode=yes",
-    "-o", "ConnectTimeout=30",
+    # ssh takes the first value that it obtains (ssh_config(5)), so these win over any file: what is
+    # said over this connection is carried out as root, and must not be said to whoever answers.
+    "-o", "StrictHostKeyChecking=yes",
+    "-o", "NoHostAuthenticationForLocalhost=no",
     # A dead network is noticed after 3 x 5 s instead of never.
     "-o", "ServerAliveInterval=5",
     "-o", "ServerAliveCountMax=3",
@@ -105,13 +109,14 @@ def _user_id(where: str, said: Completed) -> str:
 class Ssh(Channel):
     """``destination`` is anything that ``ssh`` takes; ``config`` a file for ``ssh -F``."""
 
-    def __init__(self, destination: str, config: str = "") -> None:
+    def __init__(self, destination: str, config: str = "", *, connect_s: float = CONNECT_S) -> None:
         if destination.startswith("-"):
             raise Usage(f"'{destination}' is not an ssh destination", hint="--ssh user@host")
         if config and not Path(config).is_file():
             raise Usage(f"the ssh configuration '{config}' is not a file", hint="--ssh-config FILE")
         self.where = destination
         self._config = ["-F", config] if config else []
+        self._connect_s = connect_s
         self._folder = ""
         self._master: asyncio.subprocess.Process | None = None
 
@@ -123,7 +128,9 @@ class Ssh(Channel):
                 hint="install openssh-client, or run volferry on the server with --local",
             )
         await self._connect()
-        who = await self.run(["id", "-u"], timeout_s=CONNECT_TIMEOUT_S)
+        who = await run_here(
+            self._command(["id", "-u"]), timeout_s=self._connect_s, flag="--connect-timeout"
+        )
         if who.code == _SSH_FAILED:
             raise explain(self.where, who.err.decode(errors="replace"))
         self.is_root = _user_id(self.where, who) == "0"
@@ -133,21 +140,26 @@ class Ssh(Channel):
         self._folder = self._folder or tempfile.mkdtemp(prefix="volferry-")
         Path(self._socket).unlink(missing_ok=True)
         self._master = await asyncio.create_subprocess_exec(
-            "ssh", *self._config, *_OPTIONS, "-M", "-N", "-S", self._socket, "--", self.where,
-            stdin=asyncio.subprocess.DEVNULL,
+            "ssh", *self._config, *_OPTIONS,
+            # Longer than ours, which knows the name of its flag.
+            "-o", f"ConnectTimeout={int(self._connect_s) + 5}",
+            "-M", "-S", self._socket, "--", self.where, quote(["cat"]),
+            stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.PIPE,
+            env=environment(),
             start_new_session=True,
         )  # fmt: skip
         try:
-            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+            async with asyncio.timeout(self._connect_s):
                 while not Path(self._socket).exists():
                     if self._master.returncode is not None:
                         break
                     await asyncio.sleep(0.02)
         except TimeoutError:
             await self._end_master()
-            raise explain(self.where, f"no connection within {CONNECT_TIMEOUT_S:.0f} s") from None
+            late = f"no connection within {self._connect_s:g} s (--connect-timeout)"
+            raise explain(self.where, late) from None
         if self._master.returncode is not None:
             assert self._master.stderr is not None
             said = (await self._master.stderr.read()).decode(errors="replace")
@@ -197,7 +209,7 @@ class Ssh(Channel):
             self._folder = ""
 
 
-async def names(server_name: str, config: str = "") -> bool:
+async def names(server_name: str, config: str = "", *, connect_s: float = CONNECT_S) -> bool:
     """Whether the user's ssh configuration has a ``Host`` entry that names this server.
 
     ``ssh -G`` resolves a name without connecting. An entry names the server when the answer
@@ -210,7 +222,9 @@ async def names(server_name: str, config: str = "") -> bool:
     options = ["-F", config] if config else []
     answers = []
     for name in (server_name, nobody):
-        done = await run_here(["ssh", *options, "-G", "--", name], timeout_s=10)
+        done = await run_here(
+            ["ssh", *options, "-G", "--", name], timeout_s=connect_s, flag="--connect-timeout"
+        )
         if done.code != 0:
             raise explain(server_name, done.err.decode(errors="replace"))
         # ssh -G prints the name in lower case where it stands for the host name.
@@ -232,19 +246,24 @@ async def answers(address: str, port: int = 22, timeout_s: float = 3.0) -> bool:
 
 
 async def find(
-    server_name: str, addresses: Sequence[str], *, wanted: str = "", config: str = ""
+    server_name: str,
+    addresses: Sequence[str],
+    *,
+    wanted: str = "",
+    config: str = "",
+    connect_s: float = CONNECT_S,
 ) -> Ssh:
     """The way into a server: what the user said, else a ``Host`` entry, else an address.
 
     Raises ``Stop`` when there is none, naming what was tried.
     """
     if wanted:
-        return Ssh(wanted, config)
-    if await names(server_name, config):
-        return Ssh(server_name, config)
+        return Ssh(wanted, config, connect_s=connect_s)
+    if await names(server_name, config, connect_s=connect_s):
+        return Ssh(server_name, config, connect_s=connect_s)
     for address in addresses:
         if await answers(address):
-            return Ssh(address, config)
+            return Ssh(address, config, connect_s=connect_s)
     tried = ", ".join(addresses) or "it has no address"
     raise Stop(
         f"no way by ssh into server '{server_name}' (tried: {tried})",

@@ -4,6 +4,7 @@ Verbs are imported when they are called and not before, so that ``--help`` and a
 never load the cloud's libraries or the engine.
 """
 
+import contextlib
 import errno
 import importlib
 import os
@@ -16,7 +17,7 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
-from volferry import errors
+from volferry import errors, scrub
 from volferry.cli.help import WIDEST, closing, paragraphs, records_of, section
 from volferry.cli.settings import Settings
 
@@ -40,6 +41,8 @@ VERBS = {
     },
     "Tools": {
         "schema": "the JSON Schema of plan files",
+        "gc": "what ended transfers left behind; removes only what is surely ours",
+        "support-bundle": "all that is known of a transfer, without secrets",
         "completion": "completion for a shell",
     },
 }
@@ -63,7 +66,7 @@ class Program(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in self.list_commands(ctx):
             return None
-        module = importlib.import_module(f"volferry.cli.{cmd_name}")
+        module = importlib.import_module(f"volferry.cli.{cmd_name.replace('-', '_')}")
         command: click.Command = module.command
         return command
 
@@ -123,6 +126,10 @@ class Program(click.Group):
             code = _broken_pipe() if fault.errno == errno.EPIPE else _fail(fault, settings)
         except Exception as fault:  # noqa: BLE001 - the last one who can say it in words
             code = _fail(fault, settings)
+        if settings.hurry:
+            with contextlib.suppress(OSError, ValueError):
+                sys.stdout.flush()
+            os._exit(code if isinstance(code, int) else 0)
         if not standalone_mode:
             return code
         sys.exit(code if isinstance(code, int) else 0)
@@ -141,22 +148,34 @@ def _broken_pipe() -> int:
 
 def _fail(fault: Exception, settings: Settings) -> int:
     """Print an error in three lines; its exit code."""
-    from volferry.cli.output import say  # noqa: PLC0415 - help needs no model
+    from volferry.cli.output import emit, say  # noqa: PLC0415 - help needs no model
     from volferry.report.lines import Line, failure  # noqa: PLC0415
 
+    def tell(*said: str, label: str = "error") -> None:
+        what, data, hint = map(scrub.exact, said)
+        if settings.log_format != "json":
+            say(failure(what, data, hint, label=label), settings)
+            return
+        from volferry.report import records  # noqa: PLC0415 - as above
+
+        facts = {"kind": type(fault).__name__, "what": what, "data": data, "hint": hint}
+        about = settings.transfer, settings.step
+        emit(records.of_word("error", *about, label, facts))
+
     if settings.debug:
-        trace = traceback.format_exception(fault)
-        say(Line(text, "dim") for block in trace for text in block.rstrip().splitlines())
+        trace = [scrub.text(block) for block in traceback.format_exception(fault)]
+        said = [Line(text, "dim") for block in trace for text in block.rstrip().splitlines()]
+        say(said, settings)
     if isinstance(fault, click.ClickException):
         what, hint = _usage(fault)
-        say(failure(what, "nothing was changed", hint))
+        tell(what, "nothing was changed", hint)
         return fault.exit_code
     if isinstance(fault, errors.VolferryError):
         label = "stopped" if isinstance(fault, errors.Paused) else "error"
-        say(failure(fault.what, fault.data, fault.hint, label=label))
+        tell(fault.what, fault.data, fault.hint, label=label)
         return fault.exit_code
     what = f"unexpected {type(fault).__name__}: {fault}"
-    say(failure(what, "what was done is in the journal and can be resumed", _BUG_HINT))
+    tell(what, "what was done is in the journal and can be resumed", _BUG_HINT)
     return 1
 
 

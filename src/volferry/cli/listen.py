@@ -6,13 +6,14 @@ redirected stderr or a pipe whose reader left only silence the words.
 
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
-from volferry.cli.output import say
+from volferry.cli.output import emit, log, say
 from volferry.cli.settings import Settings, is_terminal
 from volferry.model import Event, Progress
 from volferry.report import lines as words
+from volferry.report import records
 from volferry.report.lines import Line, Teller
 from volferry.report.words import plain
 
@@ -28,10 +29,13 @@ class Listener:
     """Plain lines on stderr: for pipes, logs and dumb terminals."""
 
     def __init__(self, settings: Settings) -> None:
+        self.settings = settings
         self.teller = Teller(settings.verbosity)
         self.quiet = settings.verbosity < 0
         self.engine: Stoppable | None = None
         self.transfer_id = ""
+        self.hearers: list[Callable[[Event], None]] = []
+        """Who else hears each event, progress included."""
         self._stop_asked = False
         self._last: tuple[str, float] = ("", 0.0)
 
@@ -63,6 +67,8 @@ class Listener:
 
     def on_engine(self, engine: Any) -> None:
         self.engine = engine
+        for hear in self.hearers:
+            engine.on_event(hear)
         if self._stop_asked:
             engine.request_stop()
 
@@ -89,8 +95,35 @@ class Listener:
         """Give the terminal back."""
 
 
+class JsonListener(Listener):
+    """Records for a program on stderr; ``sink`` writes one somewhere else."""
+
+    def __init__(self, settings: Settings, sink: Callable[[str], None] = emit) -> None:
+        super().__init__(settings)
+        self._sink = sink
+
+    def on_event(self, event: Event) -> None:
+        self.transfer_id = self.settings.transfer = event.transfer
+        self.settings.step = event.step
+        if event.kind != "error" or self._sink is not emit:
+            self._sink(records.of_event(event))
+
+    def on_progress(self, progress: Progress) -> None:
+        if not self.quiet:
+            about = self.settings.transfer or self.transfer_id, self.settings.step
+            self._sink(records.of_progress(*about, progress))
+
+    def begin(self, phase: str) -> None:
+        """A heading is for people; the events have the phase."""
+
+    def tell(self, lines: Iterable[Line]) -> None:
+        log(self.settings, lines)
+
+
 def make(settings: Settings) -> Listener:
     """The listener for this stderr."""
+    if settings.log_format == "json":
+        return JsonListener(settings)
     if not is_terminal(sys.stderr):
         return Listener(settings)
     from volferry.cli.live import LiveListener  # noqa: PLC0415 - rich is for terminals

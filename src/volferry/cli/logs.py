@@ -1,6 +1,5 @@
 """``volferry logs``: what happened, event by event."""
 
-import json
 import time
 
 import click
@@ -9,6 +8,7 @@ from volferry.cli.help import Manual, grouped
 from volferry.cli.options import global_options, transfer_argument
 from volferry.cli.settings import Settings
 from volferry.model import Event
+from volferry.report import records
 from volferry.report.lines import logged
 
 POLL_S = 0.5
@@ -54,5 +54,5 @@ def command(settings: Settings, id: str, format_: str, follow: bool) -> None:
 
 def _line(event: Event, form: str) -> str:
     if form == "json":
-        return json.dumps(event.model_dump(mode="json"), ensure_ascii=False)
+        return records.of_event(event)
     return logged(event)

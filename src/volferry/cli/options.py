@@ -27,6 +27,9 @@ TIMEOUTS = (
     ("delete", "what is deleted to be gone", "10m"),
     ("cutover", "the cutover; then the guest takes it back", "2m"),
     ("sync", "all passes together", "7d"),
+    ("connect", "ssh to connect", "1m"),
+    ("answer", "one answer of the guest or of the cloud", "5m"),
+    ("retry", "a guest or a cloud that is away to be back", "15m"),
 )
 """One flag for each field of ``model.Timeouts``; a test compares them with the model."""
 
@@ -79,6 +82,12 @@ def global_options(function: F) -> F:
             grouped(
                 name, "-q", "--quiet", count=True, callback=_settle("quieter"),
                 help="Only errors and the answer.", **hidden,
+            ),
+            grouped(
+                name, "--log-format", type=click.Choice(["text", "json"]),
+                callback=_settle("log_format"),
+                help="What goes to stderr: text for people, or JSON lines, each with the transfer"
+                " and the step. Default: text.", **hidden,
             ),
             grouped(
                 name, "--debug", is_flag=True, callback=_settle("debug"),
@@ -238,6 +247,17 @@ def wanted(
     )
 
 
+def metrics_option(function: F) -> F:
+    return grouped(
+        "Watching it",
+        "--metrics",
+        metavar="[HOST:]PORT",
+        default="",
+        help="Answer Prometheus there while it runs; without HOST only on this machine, and port 0"
+        " is any free one. Neither TLS nor a password.",
+    )(function)
+
+
 # ---- completion ----------------------------------------------------------------------------------
 
 
@@ -273,20 +293,23 @@ def _journal_exists(place: Any) -> bool:
     return (Path(place) / "store.sqlite").exists()
 
 
+def cloud_files() -> list[Path]:
+    """Where every OpenStack client looks for clouds.yaml, the first that exists wins."""
+    named = os.environ.get("OS_CLIENT_CONFIG_FILE")
+    return [
+        Path(named) if named else Path("clouds.yaml"),
+        Path("~/.config/openstack/clouds.yaml").expanduser(),
+        Path("/etc/openstack/clouds.yaml"),
+    ]
+
+
 def complete_clouds(
     ctx: click.Context, param: click.Parameter, incomplete: str
 ) -> list[CompletionItem]:
     """Names in clouds.yaml, where every OpenStack client looks for it."""
     from ruamel.yaml import YAML  # noqa: PLC0415 - only here
 
-    places = [
-        Path(os.environ["OS_CLIENT_CONFIG_FILE"])
-        if os.environ.get("OS_CLIENT_CONFIG_FILE")
-        else Path("clouds.yaml"),
-        Path("~/.config/openstack/clouds.yaml").expanduser(),
-        Path("/etc/openstack/clouds.yaml"),
-    ]
-    for place in places:
+    for place in cloud_files():
         try:
             names = YAML(typ="safe", pure=True).load(place)["clouds"]
         except Exception:  # noqa: BLE001, S112 - not there, not ours to complain about now

@@ -11,7 +11,7 @@ import click
 
 from volferry import errors
 from volferry.cli.help import grouped
-from volferry.cli.settings import colourful
+from volferry.cli.settings import Settings, colourful
 from volferry.report.lines import Line
 from volferry.report.words import padded, plain, width
 
@@ -48,13 +48,36 @@ def format_options(default: str = "") -> Callable[[F], F]:
     return decorate
 
 
-def say(lines: Iterable[Line]) -> None:
+def say(lines: Iterable[Line], settings: Settings | None = None) -> None:
     """Text for people, on stderr. A stderr that is gone must not end a transfer."""
+    ctx = click.get_current_context(silent=True)
+    settings = settings or (ctx.find_object(Settings) if ctx else None) or Settings()
+    if settings.log_format == "json":
+        log(settings, lines)
+        return
     colour = colourful(sys.stderr)
     with contextlib.suppress(OSError, ValueError):
         for line in lines:
             print(line.render(colour=colour), file=sys.stderr)
         sys.stderr.flush()
+
+
+def log(settings: Settings, lines: Iterable[Line]) -> None:
+    """The same words as records of a JSON log."""
+    from volferry.report import records  # noqa: PLC0415 - help needs no model
+
+    levels: dict[str, records.Level] = {"warning": "warning", "bad": "error"}
+    for line in lines:
+        if line.text.strip():
+            grade = levels.get(line.tone, "info")
+            facts = {"text": line.text.strip()}
+            emit(records.of_word(grade, settings.transfer, settings.step, "word", facts))
+
+
+def emit(record: str) -> None:
+    """One line of a JSON log, on stderr."""
+    with contextlib.suppress(OSError, ValueError):
+        print(record, file=sys.stderr, flush=True)
 
 
 def show(lines: Iterable[Line]) -> None:

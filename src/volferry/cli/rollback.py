@@ -7,6 +7,7 @@ from volferry.cli.help import Manual, grouped
 from volferry.cli.options import global_options, transfer_argument
 from volferry.cli.output import format_options
 from volferry.cli.settings import Settings
+from volferry.cli.values import Duration
 
 EXAMPLES = (
     ("volferry rollback tr-web-03-k4q7", "before the cutover: nothing is lost"),
@@ -25,11 +26,27 @@ EXAMPLES = (
     is_flag=True,
     help="Consent to losing what the service wrote since the cutover.",
 )
+@grouped(
+    "Deadlines",
+    "--handover-timeout",
+    "handover_s",
+    metavar="TIME",
+    type=Duration(),
+    default="1m",
+    help="For a process that carries it to reach its next safe point. Default: 1m.",
+)
 @format_options()
 @global_options
 @click.pass_obj
 def command(
-    settings: Settings, id: str, accept_loss: bool, format_: str | None, columns: tuple[str, ...]
+    settings: Settings,
+    /,
+    *,
+    id: str,
+    accept_loss: bool,
+    handover_s: float,
+    format_: str | None,
+    columns: tuple[str, ...],
 ) -> None:
     """Take back what was made, newest first.
 
@@ -45,7 +62,11 @@ def command(
             settings,
             store,
             lambda hears: operations.rollback(
-                transfer, store, accept_loss=accept_loss, listen=hears
+                transfer,
+                store,
+                accept_loss=accept_loss,
+                listen=hears,
+                handover_s=handover_s,
             ),
             id=transfer,
             form=format_,

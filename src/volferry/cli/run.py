@@ -16,6 +16,7 @@ from volferry.cli.options import (
     access_options,
     cloud_of,
     global_options,
+    metrics_option,
     said,
     wanted,
     wanted_options,
@@ -58,6 +59,7 @@ def _files(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[
 @click.argument("what", nargs=-1, metavar="SERVER VOLUME… | PLAN.yaml", shell_complete=_files)
 @wanted_options
 @access_options
+@metrics_option
 @grouped("Confirmation", "-y", "--yes", is_flag=True, help="Do not ask before it starts.")
 @format_options()
 @global_options
@@ -68,6 +70,7 @@ def command(
     *,
     what: tuple[str, ...],
     yes: bool,
+    metrics: str,
     format_: str | None,
     columns: tuple[str, ...],
     **options: Any,
@@ -99,6 +102,7 @@ def command(
             form=format_,
             only=columns,
             listener=listener,
+            metrics=metrics,
         )
 
 

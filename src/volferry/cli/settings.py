@@ -21,6 +21,12 @@ class Settings:
     debug: bool = False
     louder: int = 0
     quieter: int = 0
+    log_format: str = "text"
+    hurry: bool = False
+    """After a Ctrl-C: end with the last word, whatever threads still wait for."""
+    transfer: str = ""
+    step: str = ""
+    """What a line of a JSON log is about: the transfer and the step that were last heard of."""
 
     @property
     def verbosity(self) -> int:

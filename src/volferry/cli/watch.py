@@ -4,6 +4,7 @@ import time
 
 import click
 
+from volferry import errors
 from volferry.cli import carry, listen
 from volferry.cli.help import Manual
 from volferry.cli.options import global_options, transfer_argument
@@ -15,7 +16,10 @@ from volferry.store import Store
 
 POLL_S = 0.5
 
-EXAMPLES = (("volferry watch tr-web-03-k4q7", "from its beginning until it ends or stops"),)
+EXAMPLES = (
+    ("volferry watch tr-web-03-k4q7", "from its beginning until it ends or stops"),
+    ("volferry watch tr-web-03-k4q7 -f json", "a stream of events and progress, as JSON lines"),
+)
 
 
 @click.command("watch", cls=Manual, synopsis=("ID [OPTIONS]",), examples=EXAMPLES)
@@ -28,11 +32,20 @@ def command(settings: Settings, id: str, format_: str | None, columns: tuple[str
 
     Prints what has happened so far and what happens from now on, and ends with the transfer: with
     its report, and with its exit code. Ctrl-C ends the watching and leaves the transfer alone.
+
+    With -f json stdout is a stream of JSON lines instead: every event of the journal and, while it
+    runs, its progress. 'volferry report -f json' has the report.
     """
+    streams = format_ == "json"
+    if streams and columns:
+        raise errors.Usage(
+            "-c chooses columns of a report, and -f json is a stream of events",
+            hint="volferry watch ID -f json | jq .kind",
+        )
     with settings.open_store() as store:
         transfer = store.transfer(id)
-        listener = listen.make(settings)
-        listener.transfer_id = transfer.id
+        listener = listen.JsonListener(settings, _print) if streams else listen.make(settings)
+        listener.transfer_id = settings.transfer = transfer.id
         try:
             _follow(store, transfer.id, listener)
         except KeyboardInterrupt:
@@ -46,7 +59,14 @@ def command(settings: Settings, id: str, format_: str | None, columns: tuple[str
             verb = "resume" if ended.state is State.RUNNING else "rollback"
             say([Line(f"nobody carries it: volferry {verb} {ended.id}   goes on", "warning")])
             raise click.exceptions.Exit(1)
-        carry.conclude(store, ended, form=format_, only=columns)
+        if not streams:
+            carry.conclude(store, ended, form=format_, only=columns)
+        elif not carry.ended_well(ended):
+            raise click.exceptions.Exit(1)
+
+
+def _print(record: str) -> None:
+    print(record, flush=True)
 
 
 def _follow(store: Store, id: str, listener: listen.Listener) -> None:

@@ -30,14 +30,12 @@ from openstack import exceptions as sdk
 from openstack.config import cloud_region, loader
 from urllib3 import exceptions as u3
 
+from volferry import scrub
 from volferry.cloud.retries import Answer, Unanswered, Unsent, retry_after_s
 from volferry.errors import Retry, Stop, Usage, VolferryError
 
 Service: TypeAlias = Literal["compute", "block-storage"]
 Version: TypeAlias = tuple[int, int]
-
-REQUEST_TIMEOUT_S = 60.0
-"""Used where clouds.yaml sets no ``api_timeout``: requests would otherwise wait for ever."""
 
 _MAJOR = {"compute": "2", "block-storage": "3"}
 _NEWEST_KNOWN: dict[str, Version] = {"compute": (2, 101), "block-storage": (3, 71)}
@@ -59,6 +57,7 @@ class Session:
         self._versions: dict[str, Version | None] = {}
         with _translated(self.cloud, "authenticate"):
             self.project_id = self._session.get_project_id() or ""
+            scrub.learn([self._session.get_token() or ""])
         if not self.project_id:
             raise Usage(
                 f"the credentials of cloud '{self.cloud}' belong to no project",
@@ -73,7 +72,7 @@ class Session:
         return self._counted.sent
 
     @classmethod
-    def connect(cls, os_cloud: str, region: str, config_file: str) -> "Session":
+    def connect(cls, os_cloud: str, region: str, config_file: str, answer_s: float) -> "Session":
         """Read the credentials, authenticate and look the services up: 4 or 5 requests.
 
         Raises ``Usage`` for what is wrong with credentials, names and regions, ``Stop`` for TLS and
@@ -100,8 +99,9 @@ class Session:
         except VolferryError:
             counted.close()
             raise
+        scrub.learn(scrub.known({}, one.config))
         if one.config.get("api_timeout") is None:
-            one.config["api_timeout"] = REQUEST_TIMEOUT_S
+            one.config["api_timeout"] = answer_s  # requests would otherwise wait for ever
         try:
             return cls(one, counted)
         except VolferryError:
@@ -380,7 +380,7 @@ def _root(error: BaseException) -> str:
         if verify:
             return str(verify)
     if any(isinstance(e, (requests.Timeout, u3.TimeoutError)) for e in chain):
-        return "timed out"
+        return "timed out: --answer-timeout, or api_timeout in clouds.yaml"
     return type(chain[-1]).__name__
 
 

@@ -43,16 +43,25 @@ class Cloud(Waits):
         self._ask = Asking(wire, patience or Patience())
 
     @classmethod
-    async def connect(cls, os_cloud: str = "", region: str = "", config_file: str = "") -> "Cloud":
+    async def connect(
+        cls,
+        os_cloud: str = "",
+        region: str = "",
+        config_file: str = "",
+        *,
+        answer_s: float = Patience.budget_s,
+    ) -> "Cloud":
         """Authenticate as every OpenStack user does: clouds.yaml, OS_CLOUD or OS_* variables.
 
-        Sends 4 or 5 requests. Raises ``Usage`` for what is wrong with the credentials, the cloud's
+        Sends 4 or 5 requests. ``answer_s``: how long one answer may take, and how long a verb asks
+        again by itself. Raises ``Usage`` for what is wrong with the credentials, the cloud's
         or the region's name (saying which exist), ``Stop`` for TLS, ``Retry`` when nobody answers.
         """
         # Here, because importing openstacksdk takes 0.65 s and most commands never need it.
         from volferry.cloud.session import Session  # noqa: PLC0415
 
-        return cls(await asyncio.to_thread(Session.connect, os_cloud, region, config_file))
+        wire = await asyncio.to_thread(Session.connect, os_cloud, region, config_file, answer_s)
+        return cls(wire, Patience(budget_s=answer_s))
 
     async def close(self) -> None:
         await asyncio.to_thread(self._wire.close)
@@ -106,13 +115,19 @@ class Cloud(Waits):
             quota_error=quota_error,
         )
 
+    async def volumes(self) -> tuple[Volume, ...]:
+        found = await self._ask.list("block-storage", "/volumes/detail")
+        return tuple(map(nouns.volume, found))
+
+    async def snapshots(self) -> tuple[Snapshot, ...]:
+        found = await self._ask.list("block-storage", "/snapshots/detail")
+        return tuple(map(nouns.snapshot, found))
+
     async def find_volume(self, mark: str, source_id: str = "") -> Volume | None:
-        every = map(nouns.volume, await self._ask.list("block-storage", "/volumes/detail"))
-        return only(every, mark, source_id)
+        return only(await self.volumes(), mark, source_id)
 
     async def find_snapshot(self, mark: str, source_id: str = "") -> Snapshot | None:
-        every = map(nouns.snapshot, await self._ask.list("block-storage", "/snapshots/detail"))
-        return only(every, mark, source_id)
+        return only(await self.snapshots(), mark, source_id)
 
     # ---- making ------------------------------------------------------------------------------
 

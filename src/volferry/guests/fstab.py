@@ -61,6 +61,21 @@ def with_spec(text: str, line: int, spec: str) -> str:
     return "".join(lines)
 
 
+_SECRET = re.compile(r"((?:^|,)(?:pass(?:word|wd)?\d?|pwd|secret|key|token)\w*=)[^,\s]+", re.I)
+
+
+def without_secrets(text: str) -> str:
+    """The file with the passwords of network filesystems taken out (``mount.cifs(8)``, ceph's).
+
+    For whoever keeps or shows it; what is written back is never made from this.
+    """
+
+    def hide(match: re.Match[str]) -> str:
+        return _SECRET.sub(r"\1(removed)", match[0])
+
+    return re.sub(r"\S+", hide, text)
+
+
 def names_device(spec: str, names: Collection[str]) -> bool:
     """Whether ``spec`` means a device that goes by any of ``names``.
 

@@ -18,22 +18,26 @@ from volferry.agent import program
 from volferry.channels import Channel
 from volferry.errors import Doubt, Refused, Retry, Stop, VolferryError
 from volferry.guests import fstab, linux_facts, mounts, quarantine
-from volferry.model import Disk, DiskRef, Filesystem, GuestFacts, Json, Plan, Progress, Receipt
+from volferry.model import (
+    Disk,
+    DiskRef,
+    Filesystem,
+    GuestFacts,
+    Json,
+    Plan,
+    Progress,
+    Receipt,
+    Timeouts,
+)
 
 BASE = "/var/lib/volferry"
 FSTAB = "/etc/fstab"
-PROBE_S, FACTS_S, VERB_S = 60.0, 300.0, 300.0
-"""``systemctl daemon-reload`` alone takes a minute and a half in a guest that is short of CPU."""
-
 WALK_S = 3.0
 """How long the plan's walk of the tree may take; it is extrapolated when it was cut short."""
 
 POLL_S = (1.0, 5.0)
 MIRROR_S = 50.0
 """For an order to the mirror: less than the channel gives a verb."""
-
-PATIENCE_S = 900.0
-"""How long a guest may stay unreachable while its job goes on without us."""
 
 _PYTHONS = ("python3", "/usr/libexec/platform-python", "/usr/bin/python3")
 _OLDEST_PYTHON = (3, 6)
@@ -70,8 +74,11 @@ class Scene(Protocol):
 class LinuxGuest:
     """``transfer_id`` is empty for a guest that is only asked for facts."""
 
-    def __init__(self, channel: Channel, transfer_id: str = "") -> None:
+    def __init__(
+        self, channel: Channel, transfer_id: str = "", timeouts: Timeouts | None = None
+    ) -> None:
         self._channel = channel
+        self._timeouts = timeouts or Timeouts()
         self._transfer = transfer_id
         self._program = program()
         self._python = ""
@@ -90,7 +97,7 @@ class LinuxGuest:
         """Find Python and root's rights. Raises ``Stop`` naming what is missing."""
         ask = "import sys; print('%d.%d' % sys.version_info[:2])"
         for python in _PYTHONS:
-            done = await self._channel.run([python, "-c", ask], timeout_s=PROBE_S)
+            done = await self._channel.run([python, "-c", ask], timeout_s=self._timeouts.answer_s)
             if done.code == 0:
                 break
         else:
@@ -106,7 +113,7 @@ class LinuxGuest:
                 data="nothing was changed",
                 hint="install python3 in the guest",
             )
-        allowed = await self._channel.run(["true"], timeout_s=PROBE_S, root=True)
+        allowed = await self._channel.run(["true"], timeout_s=self._timeouts.answer_s, root=True)
         if allowed.code != 0:
             raise Stop(
                 f"{self._channel.where} allows no root: {allowed.complaint}",
@@ -115,7 +122,7 @@ class LinuxGuest:
             )
         self._python = python
 
-    async def _ask(self, verb: str, request: Json, timeout_s: float = VERB_S) -> Json:
+    async def _ask(self, verb: str, request: Json) -> Json:
         """One verb of the agent, by the copy that is installed or, failing that, over stdin."""
         if not self._python:
             await self.probe()
@@ -125,7 +132,7 @@ class LinuxGuest:
             done = await self._channel.run(
                 [self._python, "-I", "-c", _RUNNER, self.state_dir, self._module, verb],
                 stdin=text.encode(),
-                timeout_s=timeout_s,
+                timeout_s=self._timeouts.answer_s,
                 root=True,
             )
             # Python's own complaint when there is no such file: not installed, or another version.
@@ -134,7 +141,7 @@ class LinuxGuest:
         done = await self._channel.run(
             [self._python, "-c", _RECEIVER, verb],
             stdin=b"%d\n" % len(self._program) + self._program + text.encode(),
-            timeout_s=timeout_s,
+            timeout_s=self._timeouts.answer_s,
             root=True,
         )
         return _answer(verb, done.out, done.complaint)
@@ -152,7 +159,7 @@ class LinuxGuest:
         """The same, raw: what ``linux_facts`` reads and ``tests/facts`` keeps."""
         named = [unit for unit in units if unit != "auto"]
         request = {"refs": list(refs), "units": named, "walk_s": walk_s}
-        return await self._ask("facts", request, FACTS_S)
+        return await self._ask("facts", request)
 
     async def find(self, ref: DiskRef) -> Disk | None:
         """Where a volume's disk is now, or None; ``Doubt`` when it cannot be told for certain."""
@@ -176,7 +183,9 @@ class LinuxGuest:
         """What is wrong when a planned mount point does not show its target; empty when all do."""
         pairs = self.pairs(scene)
         found = (await self._ask("find", {"refs": [pair["target"] for pair in pairs]}))["disks"]
-        table = await self._channel.run(["cat", "/proc/self/mountinfo"], timeout_s=PROBE_S)
+        table = await self._channel.run(
+            ["cat", "/proc/self/mountinfo"], timeout_s=self._timeouts.answer_s
+        )
         entries = mounts.parse(table.text)
         for pair, disk in zip(pairs, found, strict=True):
             if disk["state"] == "absent":
@@ -219,6 +228,11 @@ class LinuxGuest:
     async def uninstall(self) -> Receipt:
         """Remove all that we put into the guest; what is left is named."""
         return await self._ask("uninstall", {"files": [quarantine.path(self._transfer)]})
+
+    async def leftovers(self) -> list[Json]:
+        """Every file that any transfer has put into the guest and that is there now."""
+        left: list[Json] = (await self._ask("leftovers", {}))["left"]
+        return left
 
     # ---- what the jobs are told ------------------------------------------------------------------
 
@@ -323,6 +337,7 @@ class LinuxGuest:
         *,
         deadline_s: float,
         what: str,
+        flag: str,
         uninterrupted: bool = False,
     ) -> Json:
         """Start a job in the guest and wait for its result.
@@ -330,8 +345,8 @@ class LinuxGuest:
         One of the same ``job`` and ``key`` that runs already is waited for instead: it was begun
         before a crash of this program. ``uninterrupted``: it is not ours to stop.
 
-        Raises ``Stop`` for what the job ended with, or at the deadline; ``Retry`` when the guest
-        lost it (a reboot in the middle of a pass).
+        Raises ``Stop`` for what the job ended with, or at the deadline of ``flag``; ``Retry`` when
+        the guest lost it (a reboot in the middle of a pass).
         """
         status = await self._ask("status", {})
         same = status["job_id"].startswith(f"{job}-{key}-")
@@ -339,14 +354,16 @@ class LinuxGuest:
         taken_up = same and status["state"] == "died" and uninterrupted
         if status["state"] == "running" and not same:
             # That of another volume, begun before a crash of this program; two at once are refused.
-            status = await self._ended(scene, deadline_s, what, uninterrupted)
+            status = await self._ended(scene, deadline_s, what, uninterrupted, flag=flag)
         if not (same and status["state"] == "running"):
             new_id = f"{job}-{key}-{secrets.token_hex(3)}"
             job_id = status["job_id"] if taken_up else new_id
             await self._ask("start", {"job": job, "job_id": job_id, "request": request})
-        return _result(job, await self._ended(scene, deadline_s, what, uninterrupted))
+        return _result(job, await self._ended(scene, deadline_s, what, uninterrupted, flag=flag))
 
-    async def _ended(self, scene: Scene, deadline_s: float, what: str, uninterrupted: bool) -> Json:
+    async def _ended(
+        self, scene: Scene, deadline_s: float, what: str, uninterrupted: bool, *, flag: str
+    ) -> Json:
         """The status of the job that runs, once it does not run any more."""
         ends = time.monotonic() + deadline_s
         heard = time.monotonic()
@@ -356,7 +373,9 @@ class LinuxGuest:
                 status = await self._ask("status", {})
                 heard = time.monotonic()
             except Retry as lost:
-                if time.monotonic() - heard > PATIENCE_S:
+                away_s = time.monotonic() - heard
+                if away_s > self._timeouts.retry_s:
+                    lost.what += f"; the guest was away for {away_s:.0f} s (--retry-timeout)"
                     raise
                 await scene.tell("note", text=f"{lost.what}; {what} goes on in the guest")
                 status = {"state": "running", "progress": None}
@@ -368,9 +387,11 @@ class LinuxGuest:
                 if not uninterrupted:
                     await self.stop_job()
                 raise Stop(
-                    f"{what} did not end within {deadline_s:.0f} s",
-                    data="the source is untouched; what was copied is kept",
-                    hint="a larger --sync-timeout, or volferry logs for what it was doing",
+                    f"{what} did not end within {deadline_s:.0f} s ({flag})",
+                    data="the guest goes on with it by itself; one side is live, and only one"
+                    if uninterrupted
+                    else "the source is untouched; what was copied is kept",
+                    hint=f"a larger {flag}, or volferry logs for what it was doing",
                 )
             if not uninterrupted:
                 try:
@@ -381,7 +402,9 @@ class LinuxGuest:
             await scene.sleep(pause)
             pause = min(pause * 1.3, POLL_S[1])
 
-    async def result_of(self, scene: Scene, job: str, *, deadline_s: float) -> Json | None:
+    async def result_of(
+        self, scene: Scene, job: str, *, deadline_s: float, flag: str
+    ) -> Json | None:
         """The result of a job of this kind that was begun, awaiting its end; None if none was."""
         status = await self._ask("status", {})
         if status["job"] != job:
@@ -389,7 +412,7 @@ class LinuxGuest:
         if status["state"] == "died":
             await self._ask("start", {"job": job, "job_id": status["job_id"], "request": {}})
         if status["state"] in ("running", "died"):
-            return _result(job, await self._ended(scene, deadline_s, job, True))
+            return _result(job, await self._ended(scene, deadline_s, job, True, flag=flag))
         return status["result"]  # type: ignore[no-any-return]
 
     async def stop_job(self) -> None:

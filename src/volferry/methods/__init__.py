@@ -151,6 +151,7 @@ class Method(abc.ABC):
             # long again. Here we only wait to hear of it.
             deadline_s=3 * timeouts.cutover_s + scene.plan.wanted.settle_s + timeouts.attach_s,
             what="cutover",
+            flag="--cutover-timeout",
             uninterrupted=True,
         )
         outcome = await self.outcome(scene)
@@ -167,6 +168,7 @@ class Method(abc.ABC):
             {},  # the guest has kept what the cutover was told
             deadline_s=3 * timeouts.cutover_s,
             what="going back to the source",
+            flag="--cutover-timeout",
             uninterrupted=True,
         )
         return Outcome.model_validate(result["outcome"])
@@ -174,7 +176,10 @@ class Method(abc.ABC):
     async def outcome(self, scene: Scene) -> Outcome | None:
         """What the guest knows of a cutover that was begun; None when there was none."""
         result: Json | None = await scene.guest.result_of(
-            scene, "cutover", deadline_s=3 * scene.plan.wanted.timeouts.cutover_s
+            scene,
+            "cutover",
+            deadline_s=3 * scene.plan.wanted.timeouts.cutover_s,
+            flag="--cutover-timeout",
         )
         return Outcome.model_validate(result["outcome"]) if result else None
 

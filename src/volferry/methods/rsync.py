@@ -151,6 +151,7 @@ class Rsync(Method):
             },
             deadline_s=plan.wanted.timeouts.create_s,
             what=f"preparing the target of {pair.label}",
+            flag="--create-timeout",
         )
         return result
 
@@ -202,6 +203,7 @@ class Rsync(Method):
             },
             deadline_s=deadline_s,
             what=f"pass {number}",
+            flag="--sync-timeout",
         )
         await scene.passed(_as_pass(result))
 
