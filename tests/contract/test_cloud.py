@@ -268,6 +268,14 @@ async def test_a_volume_is_made_once_and_carries_the_mark(world: World) -> None:
     assert await world.cloud.find_volume(world.mark, "another source") is None
 
 
+async def test_everything_of_the_project_can_be_listed(world: World) -> None:
+    volume = await world.new_volume()
+    snapshot_id = await world.new_snapshot(volume)
+    assert volume.id in [one.id for one in await world.cloud.volumes()]
+    marks = {one.id: one.metadata.get(MARK) for one in await world.cloud.snapshots()}
+    assert marks[snapshot_id] == world.mark
+
+
 async def test_two_volumes_with_our_mark_are_a_doubt(world: World) -> None:
     one = await world.new_volume("contract-a")
     other = await world.new_volume("contract-b")

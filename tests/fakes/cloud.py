@@ -214,6 +214,14 @@ class FakeCloud(Waits):
             quota_error=self.quota_error,
         )
 
+    async def volumes(self) -> tuple[Volume, ...]:
+        await self._request()
+        return tuple(self._volumes.values())
+
+    async def snapshots(self) -> tuple[Snapshot, ...]:
+        await self._request()
+        return tuple(self._snapshots.values())
+
     async def find_volume(self, mark: str, source_id: str = "") -> Volume | None:
         await self._request()
         return only(self._volumes.values(), mark, source_id)

@@ -248,6 +248,42 @@ def publish(
     return skipped
 
 
+OURS = re.compile(r"^(?:10-)?volferry-(.+)\.(?:rules|service)\Z")
+
+
+def verb_leftovers(place: Place, request: Json) -> Json:
+    """Everything that transfers have put into this guest and that is there now; changes nothing.
+
+    Whose it is comes from its name, of a claim from its content. A rule's text is told too: it
+    names the disk that it keeps out of use.
+    """
+    left: List[Json] = []
+    for name in names_in(place.base):
+        path = os.path.join(place.base, name)
+        if name != "claims" and os.path.isdir(path) and not os.path.islink(path):
+            alive = Job(place, path).is_alive()
+            left.append({"transfer": name, "kind": "state", "path": path, "alive": alive})
+    for name in names_in(place.base + "/claims"):
+        path = "{}/claims/{}".format(place.base, name)
+        if os.path.isfile(path) and not os.path.islink(path):
+            left.append({"transfer": claimed_by(path), "kind": "claim", "path": path})
+    for kind, folder in (("rule", "/udev/rules.d"), ("unit", "/systemd/system")):
+        for name in names_in(place.etc + folder):
+            match = OURS.match(name)
+            path = "{}{}/{}".format(place.etc, folder, name)
+            if match and os.path.isfile(path) and not os.path.islink(path):
+                text = to_text(read_bytes(path) or b"") if kind == "rule" else ""
+                left.append({"transfer": match.group(1), "kind": kind, "path": path, "text": text})
+    return {"left": left}
+
+
+def names_in(folder: str) -> List[str]:
+    try:
+        return sorted(os.listdir(folder))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
 def verb_uninstall(place: Place, request: Json) -> Json:
     """Remove everything of ours from the guest. Repeatable; what stays is told with the reason."""
     transfer = safe_name(request["transfer"], "transfer id")

@@ -11,7 +11,7 @@ from volferry.agent.cutover import Cutover
 from volferry.agent.disks import verb_find
 from volferry.agent.facts import verb_facts
 from volferry.agent.inside import inside
-from volferry.agent.install import verb_apply, verb_install, verb_uninstall
+from volferry.agent.install import verb_apply, verb_install, verb_leftovers, verb_uninstall
 from volferry.agent.jobs import (
     Job,
     Supervisor,
@@ -102,6 +102,7 @@ VERBS: Dict[str, Callable[[Place, Json], Json]] = {
     "stop": verb_stop,
     "tell": verb_tell,
     "uninstall": verb_uninstall,
+    "leftovers": verb_leftovers,
 }
 
 

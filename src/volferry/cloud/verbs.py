@@ -56,6 +56,12 @@ class CloudVerbs(Protocol):
 
     async def server_volumes(self, server_id: str) -> tuple[ServerVolume, ...]: ...
 
+    async def volumes(self) -> tuple[Volume, ...]:
+        """All volumes of the project."""
+
+    async def snapshots(self) -> tuple[Snapshot, ...]:
+        """All snapshots of the project's volumes."""
+
     async def find_volume(self, mark: str, source_id: str = "") -> Volume | None:
         """The volume whose metadata carries ``mark`` under ``model.MARK``, or None.
 
