@@ -38,6 +38,8 @@ from volferry.model import (
 )
 
 REQUEST_S = 0.05
+REQUEST_ID = "req-fa4e0000-0000-4000-8000-000000000000"
+"""What both services say that a failed operation was asked for with."""
 OPERATION_S = 1.0
 DISKS_MAX = 26
 """``disk_device_limit`` of virtio in Nova's libvirt driver, the root disk included."""
@@ -549,12 +551,13 @@ class FakeCloud(Waits):
     async def _reason(self, object_id: str) -> str:
         await self._request()
         message = self._messages.get(object_id)
-        return f"the cloud's message of 2026-01-01T00:00:00: {message}" if message else ""
+        told = f"the cloud's message of 2026-01-01T00:00:00: {message} ({REQUEST_ID})"
+        return told if message else ""
 
     async def _server_reason(self, server_id: str, action: str) -> str:
         await self._request()
         result = self._failed_actions.get((server_id, action))
-        return f"the server's last '{action}' ended in: {result}" if result else ""
+        return f"the server's last '{action}' ended in: {result} ({REQUEST_ID})" if result else ""
 
     # ---- state -------------------------------------------------------------------------------
 

@@ -10,7 +10,15 @@ from typing import Any, Literal, Protocol, TypeAlias, TypeVar
 from urllib.parse import quote
 
 from volferry.cloud import nouns
-from volferry.cloud.retries import Answer, Patience, Unanswered, Unsent, judge, rate_limited
+from volferry.cloud.retries import (
+    Answer,
+    Budget,
+    Patience,
+    Unanswered,
+    Unsent,
+    judge,
+    rate_limited,
+)
 from volferry.cloud.verbs import TypeNotReachable
 from volferry.errors import NotFound, Retry, Stop, VolferryError
 from volferry.model import Quota
@@ -102,20 +110,35 @@ class Asking:
     ) -> T:
         """Make what ``find`` does not find, and look again before asking a second time."""
         budget = self._patience.begin()
-        while True:
-            found = await find()
-            if found is not None:
-                return found
+        found = await find()
+        while found is None:
             try:
                 made = await post()
             except Unanswered as lost:
-                await budget.pause(lost)
+                found = await self._look_for(find, budget, lost)
                 continue
             if budget.spent:
                 # The first request may have been slow instead of lost: then there are two now,
                 # and ``find`` says so.
                 await find()
             return made
+        return found
+
+    async def _look_for(
+        self, find: Callable[[], Awaitable[T | None]], budget: Budget, lost: Unanswered
+    ) -> T | None:
+        """Go on looking for what a lost request may have done; None when it surely did nothing.
+
+        One look is not enough: a load balancer gives up on a request that the service still works
+        on, and a database replica shows what was before.
+        """
+        patience = self._patience
+        until = patience.now() + patience.sure_s
+        while True:
+            await budget.pause(lost)
+            found = await find()
+            if found is not None or patience.now() >= until:
+                return found
 
     async def send(
         self,
@@ -162,20 +185,20 @@ class Asking:
     ) -> VolferryError:
         """The error for an answer that will stay the same when asked again."""
         told = f"cannot {what}: {answer.fault} (HTTP {answer.status})"
-        where = f"request {answer.request_id} to {service}" if answer.request_id else ""
+        where = _request(service, answer)
         if answer.status == 404:
             return NotFound(told, data=where)
         if "requested type is not compatible" in answer.fault:
             return TypeNotReachable(
                 told,
-                data="nothing was created",
+                data=_lines("nothing was created", where),
                 hint="create it with the snapshot's type and retype it, or use --seed blank",
             )
         if method == "POST" and _over_quota(answer):
             quota, _ = await self.quota() if service == "block-storage" else (None, "")
             return Stop(
                 told,
-                data=f"nothing was created{_figures(quota)}",
+                data=_lines(f"nothing was created{_figures(quota)}", where),
                 hint="delete what is no longer needed, or ask the cloud's operator for more quota",
             )
         if answer.status == 403:
@@ -212,9 +235,21 @@ def _busy(service: Service, what: str, answer: Answer, verdict: str) -> Retry:
     )
     return kind(
         f"{service} did not {what}: {answer.fault} (HTTP {answer.status}{asked})",
-        data="the request may have been carried out" if verdict == "unknown" else "",
+        data=_lines(
+            "the request may have been carried out" if verdict == "unknown" else "",
+            _request(service, answer),
+        ),
         hint="try again later",
     )
+
+
+def _request(service: Service, answer: Answer) -> str:
+    """What an operator of the cloud asks for."""
+    return f"request {answer.request_id} to {service}" if answer.request_id else ""
+
+
+def _lines(*parts: str) -> str:
+    return "\n".join(part for part in parts if part)
 
 
 def _over_quota(answer: Answer) -> bool:

@@ -332,6 +332,11 @@ class Waits(ABC):
                 verdict: Done | Going | Failed = Going(last)
                 away = unreachable.what
             except NotFound as gone:
+                if not suspected:
+                    # A database replica may not know yet what was made a moment ago.
+                    suspected = True
+                    await self._sleep(CONFIRM_S)
+                    continue
                 raise Doubt(
                     f"{wait.what} disappeared while it was expected to be {wait.wanted}",
                     data=wait.data,

@@ -91,6 +91,8 @@ class Patience:
     budget_s: float = 60.0
     first_s: float = 0.5
     longest_s: float = 10.0
+    sure_s: float = 15.0
+    """How long a lost request is looked for before it counts as never carried out."""
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
     now: Callable[[], float] = time.monotonic
 

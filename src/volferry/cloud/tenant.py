@@ -345,7 +345,8 @@ class Cloud(Waits):
         newest = max(ours, key=lambda m: m.get("created_at") or "", default=None)
         if newest is None:
             return ""
-        return f"the cloud's message of {newest['created_at']}: {newest['user_message']}"
+        told = f"the cloud's message of {newest['created_at']}: {newest['user_message']}"
+        return told + (f" ({newest['request_id']})" if newest.get("request_id") else "")
 
     async def _server_reason(self, server_id: str, action: str) -> str:
         path = f"/servers/{url_id(server_id)}/os-instance-actions"

@@ -2,6 +2,7 @@
 
 from typing import ClassVar
 
+from volferry.errors import Retry
 from volferry.model import Plan, Receipt
 from volferry.steps.step import Context, Phase, Step, Undo
 
@@ -25,7 +26,16 @@ class Protect(Step):
     async def do(self, ctx: Context) -> Receipt:
         for source in ctx.plan.cloud.sources:
             await ctx.cloud.set_read_only(source.id, True)
-        return await _look(ctx)
+        seen = await _look(ctx)
+        writable = [one["source_id"] for one in seen["sources"] if not one["read_only"]]
+        if writable:
+            raise Retry(
+                f"the cloud accepted that {', '.join(writable)} becomes read-only and does not "
+                "show it so",
+                data="the service runs on the target; the source is detached and unchanged",
+                hint="it is looked at again",
+            )
+        return seen
 
     async def undo(self, ctx: Context, receipt: Receipt) -> None:
         for source in receipt["sources"]:
