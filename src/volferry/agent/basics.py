@@ -34,6 +34,7 @@ FORWARD_PHASES = (
     "copying",
     "comparing",
     "releasing",
+    "awaiting",
     "committing",
     "committed",
     "mounting",

@@ -47,6 +47,7 @@ from volferry.agent.services import (
     system_is_stopping,
     user_command,
 )
+from volferry.agent.stack import assemble_stack, release_stack, stack_problem
 
 GO_BACK_S = 300.0
 """Deadline of each command while going back: generous, for there is nothing to go back to from
@@ -98,6 +99,7 @@ class Cutover:
         self.request: Json = asked_for["request"]
         self.filesystems: List[Json] = self.request["filesystems"]
         self.pairs: List[Json] = self.request.get("pairs") or pairs_of(self.filesystems)
+        self.layers: List[Json] = self.request.get("layers") or []
         self.side_files: List[Json] = self.request.get("sides", {}).get("files", [])
         self.supervisor = Supervisor(place, os.path.basename(job.state_dir))
         self.mover = MOVER_OF[self.request.get("method") or "rsync"](self)
@@ -215,6 +217,7 @@ class Cutover:
             self.stop_services()
             self.unmount_all("source")
             self.final_pass()
+            self.await_detach()
             self.commit()
             self.mount_and_start()
         except Exception as error:  # noqa: BLE001 - whatever it is, services have to come back
@@ -233,6 +236,8 @@ class Cutover:
             return self.take_back(self.record["going_back"])
         if phase == "armed":
             return self.conclude("reverted", reason + ", before anything was stopped")
+        if not self.is_committed() and self.may_go_on_without_source():
+            self.commit()
         if not self.is_committed():
             return self.take_back(reason)
         self.notes.append(reason)
@@ -277,10 +282,13 @@ class Cutover:
                     "{} is not what it should be before the cutover".format(file["path"]),
                     "nothing was stopped",
                 )
+        problem = stack_problem(self.place, self.layers) if self.layers else ""
+        if problem:
+            raise AgentError("busy", problem, "nothing was stopped")
         self.remember_units([unit["name"] for unit in units])
         self.nobody_is_bound()
         if self.place.has_systemd:
-            self.supervisor.enable()
+            self.supervisor.enable(early=self.detach_first)
         self.mover.check()
 
     def same_namespace(self) -> None:
@@ -448,6 +456,8 @@ class Cutover:
         try:
             for entry in reversed(mounted):
                 unmount(entry.target, time_for(60.0))
+            if self.layers:
+                release_stack(self.place, self.layers, time.monotonic() + time_for(60.0))
             for path in self.paths(side):
                 if not wait_until_free(path, 2.0):
                     raise AgentError("busy", "{} is still held by somebody".format(path))
@@ -475,7 +485,51 @@ class Cutover:
                             "busy", "{} is still held after the final pass".format(path)
                         )
 
-    # -- 8. the commit
+    # -- 8. what an initramfs puts together by itself: the source has to go first
+
+    @property
+    def detach_first(self) -> bool:
+        return bool(self.request.get("detach_first"))
+
+    def await_detach(self) -> None:
+        """LVM and md are put together before any rule of udev's is read (seen: three of four
+        reboots came up on the wrong disk). So the target is shown only when the source is out of
+        the server; taking it out is the controller's part. Once one of several sources is gone
+        going back is its part as well, so that is waited for longer."""
+        if not self.detach_first:
+            return
+        self.note("awaiting")
+        with self.part("detach"):
+            ends = self.deadline
+            while True:
+                left = [disk.kname for disk in self.disks("source")]
+                if not left:
+                    return
+                if len(left) < len(self.pairs):
+                    ends = max(ends, self.deadline + GO_BACK_S)
+                if time.monotonic() >= ends:
+                    raise AgentError(
+                        "failed",
+                        "the source ({}) was not detached by the cutover's deadline of "
+                        "{:.0f} s".format(", ".join(left), self.deadline_s),
+                    )
+                self.job.report(
+                    "awaiting", what="awaiting", left_s=round(ends - time.monotonic(), 1)
+                )
+                time.sleep(0.1)
+
+    def may_go_on_without_source(self) -> bool:
+        """The target is complete and the source is out of the server: there is only one way."""
+        phases = ("awaiting", "committing")
+        return self.detach_first and self.record["phase"] in phases and self.source_is_gone()
+
+    def early(self) -> None:
+        """At boot, before anything is mounted: the guest restarted after the source was detached
+        and before the target was shown, so there is nothing yet that could be mounted."""
+        if self.found_record and not self.record["going_back"] and self.may_go_on_without_source():
+            self.commit()
+
+    # -- 9. the commit
 
     def is_committed(self) -> bool:
         """Read from the last side file. When that holds neither content (somebody else wrote it),
@@ -525,6 +579,9 @@ class Cutover:
         self.note("settling", up_again={"monotonic": time.monotonic(), "wall": time.time()})
 
     def mount_side(self, side: str, time_for: Callable[[float], float]) -> None:
+        if self.layers:
+            refs = {pair["source"]["volume_id"]: pair[side] for pair in self.pairs}
+            assemble_stack(self.place, self.layers, refs, time.monotonic() + time_for(90.0))
         for plan in self.mounts:
             device = self.device(plan.filesystem, side)
             entry = visible_mount(self.place, plan.target)
@@ -675,8 +732,13 @@ class Cutover:
         """Everything in reverse, found by looking rather than by remembering. A step that fails is
         told, and the next one is tried all the same."""
         Log.say("going back: " + reason)
-        self.note(going_back=reason, outcome=None)
         problems: List[str] = []
+        if self.detach_first and self.source_is_gone() and not self.record["going_back"]:
+            if self.may_go_on_without_source():
+                return self.go_on(reason)
+            if self.is_committed():
+                return self.stay_forward(reason, ["the source was detached"])
+        self.note(going_back=reason, outcome=None)
         self.mover.end()
         if self.record["final_pass_begun"] and not self.mover.holds_target:
             self.tried(problems, self.wait_for_namespaces)
@@ -749,6 +811,16 @@ class Cutover:
         if self.record["stop_commands"]:
             for command in self.request.get("start", []):
                 self.tried(problems, functools.partial(self.command, command, GO_BACK_S))
+
+    def go_on(self, reason: str) -> int:
+        self.notes.append(reason)
+        self.deadline = time.monotonic() + self.deadline_s
+        try:
+            self.commit()
+            self.mount_and_start()
+        except Exception as error:  # noqa: BLE001 - as in go_forward
+            return self.stay_forward(reason, [self.words(error), "the source was detached"])
+        return self.settle()
 
     def stay_forward(self, reason: str, problems: List[str]) -> int:
         """The target cannot be unmounted, so it stays the live side: switching the files beneath a

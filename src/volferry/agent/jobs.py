@@ -188,6 +188,27 @@ WantedBy=multi-user.target
 """
 
 
+EARLY_UNIT_FILE = """\
+# Written by volferry for transfer {transfer}; removed when its cutover ends.
+[Unit]
+Description=volferry transfer {transfer}, before local file systems
+DefaultDependencies=no
+RequiresMountsFor="{state_dir}"
+After=systemd-remount-fs.service systemd-udev-settle.service
+Wants=systemd-udev-settle.service
+Before=local-fs.target
+StartLimitIntervalSec=0
+
+[Service]
+Type=oneshot
+ExecStart="{python}" -I "{agent}" early "{state_dir}"
+TimeoutStartSec=120
+
+[Install]
+WantedBy=local-fs.target
+"""
+
+
 class Supervisor:
     """Who starts the worker again when it is killed: systemd, or a small parent of our own.
 
@@ -202,6 +223,10 @@ class Supervisor:
         folder = place.etc + "/systemd/system"
         self.unit_path = "{}/{}".format(folder, self.unit)
         self.wants_path = "{}/multi-user.target.wants/{}".format(folder, self.unit)
+        self.early_path = "{}/volferry-{}-early.service".format(folder, name)
+        self.early_wants_path = "{}/local-fs.target.wants/{}".format(
+            folder, os.path.basename(self.early_path)
+        )
 
     @classmethod
     def of(cls, place: Place, state_dir: str) -> "Supervisor":
@@ -233,19 +258,25 @@ class Supervisor:
         run(["systemctl", "reset-failed", self.unit])
         must(["systemctl", "start", self.unit], RELOAD_S)
 
-    def enable(self) -> None:
+    def enable(self, early: bool = False) -> None:
         """The link ``systemctl enable`` makes, without asking a systemd that may be shutting
-        down."""
-        folder = os.path.dirname(self.wants_path)
-        os.makedirs(folder, mode=0o755, exist_ok=True)
-        with contextlib.suppress(FileExistsError):
-            os.symlink(self.unit_path, self.wants_path)
-        fsync_directory(to_bytes(folder))
+        down. ``early``: also a unit that looks before file systems are mounted."""
+        link(self.unit_path, self.wants_path)
+        if early:
+            transfer_dir = self.place.state_dir(self.transfer)
+            text = EARLY_UNIT_FILE.format(
+                transfer=self.transfer,
+                python=sys.executable,
+                agent=installed_agent(transfer_dir),
+                state_dir=transfer_dir,
+            )
+            write_atomically(self.early_path, text.encode("utf-8"), 0o644)
+            link(self.early_path, self.early_wants_path)
 
     def disable(self) -> None:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(self.wants_path)
-            fsync_directory(to_bytes(os.path.dirname(self.wants_path)))
+        unlink_durably(self.wants_path)
+        unlink_durably(self.early_wants_path)
+        unlink_durably(self.early_path)
 
     def unit_is_alive(self) -> bool:
         if not self.place.has_systemd or not os.path.exists(self.unit_path):
@@ -255,11 +286,24 @@ class Supervisor:
 
     def remove_unit(self) -> None:
         self.disable()
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(self.unit_path)
-            fsync_directory(to_bytes(os.path.dirname(self.unit_path)))
+        unlink_durably(self.unit_path)
         if self.place.has_systemd:
             must(["systemctl", "daemon-reload"], RELOAD_S)
+
+
+def link(path: str, at: str) -> None:
+    """A symbolic link that outlives a power cut."""
+    folder = os.path.dirname(at)
+    os.makedirs(folder, mode=0o755, exist_ok=True)
+    with contextlib.suppress(FileExistsError):
+        os.symlink(path, at)
+    fsync_directory(to_bytes(folder))
+
+
+def unlink_durably(path: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
+        fsync_directory(to_bytes(os.path.dirname(path)))
 
 
 def spawn_orphan(argv: List[str]) -> None:

@@ -35,9 +35,7 @@ from volferry.agent.basics import (
     Log,
     Place,
     Stopped,
-    fsync_directory,
     read_json,
-    to_bytes,
     write_atomically,
     write_json,
 )
@@ -53,9 +51,9 @@ from volferry.agent.blocks import (
     put_zeros,
 )
 from volferry.agent.chunks import ChunkSet
-from volferry.agent.disks import Disk, blkid, resolve
+from volferry.agent.disks import Disk, blkid, resolve, wait_until_free
 from volferry.agent.install import publish
-from volferry.agent.jobs import Job, lower_priority, raise_priority
+from volferry.agent.jobs import Job, lower_priority, raise_priority, unlink_durably
 from volferry.agent.listen import Listener
 from volferry.agent.tracker import TRACKER_PREFIX, Tracked, Tracker, tracefs_path
 
@@ -423,10 +421,7 @@ class Mirror:
         self.compare_everything()
 
     def forget_orders(self) -> None:
-        path = to_bytes(self.job.path(ORDERS))
-        if os.path.exists(path):
-            os.unlink(path)
-            fsync_directory(os.path.dirname(path))
+        unlink_durably(self.job.path(ORDERS))
 
     # -- what is said of it
 
@@ -721,6 +716,7 @@ def show_from_file(place: Place, kept: Json, ranges: List[Any], content: bytes) 
 
 
 def with_target(target: Disk, work: Callable[[DiskFile], None]) -> None:
+    wait_until_free(target.path, 10.0)  # a mirror that is about to end may hold it
     file = DiskFile(target.path, target.size_bytes, write=True)
     try:
         work(file)

@@ -13,9 +13,9 @@ from volferry.agent.basics import AgentError, Json, Log, clock_offset, read_byte
 from volferry.agent.blocks import Range
 from volferry.agent.disks import blkid, resolve_device, wait_until_free
 from volferry.agent.inside import Inside
-from volferry.agent.jobs import lane_dir
+from volferry.agent.jobs import lane_dir, unlink_durably
 from volferry.agent.listen import ask_listener
-from volferry.agent.mirror import hide_again, show_from_file
+from volferry.agent.mirror import ORDERS, hide_again, show_from_file
 from volferry.agent.passes import full_reason
 from volferry.agent.prepare import same_type
 
@@ -145,6 +145,8 @@ class BlocksMover:
             self.ask("stop", 30.0)
         except AgentError as error:
             Log.say("the mirror: {}".format(error.what))
+        # Nobody may hide a target that is the live side.
+        unlink_durably(os.path.join(self.folder, ORDERS))
         for one in kept:
             content = read_bytes(one["path"])
             if content is None:

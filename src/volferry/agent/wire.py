@@ -77,6 +77,20 @@ def mirror(place: Place, job: Job, request: Json) -> int:
     return 0
 
 
+def early(state_dir: str) -> int:
+    """At boot, before file systems are mounted: see ``Cutover.early``. Its failure must not keep
+    the guest from booting: the worker tries again and tells."""
+    place = place_of(state_dir)
+    Log.path = os.path.join(state_dir, "log")
+    job = Job(place, state_dir)
+    asked_for = job.read()
+    if asked_for and asked_for["job"] == "cutover":
+        _, error = attempt(lambda: Cutover(place, job, asked_for).early() or {})
+        if error:
+            Log.say("early: {}".format(error["what"]))
+    return 0
+
+
 def verb_tell(place: Place, request: Json) -> Json:
     """Say something to the mirror over its socket; its answer."""
     folder = lane_dir(place, request["transfer"], "mirror")
@@ -130,6 +144,8 @@ def main(argv: List[str]) -> int:
     verb = argv[1] if len(argv) > 1 else ""
     if verb == "work":
         return work(argv[2])
+    if verb == "early":
+        return early(argv[2])
     if verb == "supervise":
         supervise(argv[2])
         return 0
