@@ -223,6 +223,63 @@ class Filesystem(Noun):
     used_bytes: int = 0
     inodes_used: int = 0
     mounts: tuple[Mount, ...] = ()
+    layers: tuple[str, ...] = ()
+    """Names of the layers below it, bottom to top; empty straight on a disk or a partition."""
+
+
+class Member(Noun):
+    """One of the devices that a layer lies on."""
+
+    path: str
+    volume_id: str = ""
+    """The moved volume that this is the disk of, or a partition of; empty for another layer, and
+    for a disk that is not moved."""
+    partition: int | None = None
+    """None for the whole disk."""
+
+
+class Layer(Noun):
+    """What lies between a disk and a filesystem: a volume group, an encryption, an array.
+
+    ``GuestFacts.layers`` has them bottom to top: a layer comes after those that it lies on.
+    """
+
+    kind: Literal["lvm", "luks", "md", "other"]
+    """``other`` is one that is not known here, and then ``problem`` says so."""
+    name: str
+    """The volume group, the mapping below ``/dev/mapper``, or the array's path; empty for one that
+    is not open and that nothing in the guest gives a name."""
+    uuid: str = ""
+    members: tuple[Member, ...] = ()
+    above: tuple[str, ...] = ()
+    """Paths of the devices that it offers now: logical volumes, the mapping, the array and its
+    partitions. Empty for one that is not open, which the cutover need not close."""
+    detail: str = ""
+    """In words what it is made of: ``raid0``, ``luks2``, ``2 logical volumes, of them 1 thin``."""
+    elsewhere: tuple[str, ...] = ()
+    """Disks it lies on that are not moved."""
+    key: str = ""
+    """The key file of crypttab that was seen to open an encryption; empty when a person has to."""
+    key_problem: str = ""
+    """Why a person has to: no line in crypttab, a passphrase, a key file that does not open it."""
+    open_s: float = 0.0
+    """Seconds that its key took to be proven, measured; a cutover spends them again."""
+    problem: str = ""
+    """Why it cannot be moved now: a degraded array, a resync, a volume group in parts."""
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """Paths of the devices that it lies on."""
+        return tuple(member.path for member in self.members)
+
+    @property
+    def volume_ids(self) -> tuple[str, ...]:
+        """The moved volumes that it lies on itself, without those below another layer."""
+        return tuple(dict.fromkeys(m.volume_id for m in self.members if m.volume_id))
+
+    @property
+    def all_on_source(self) -> bool:
+        return not self.elsewhere
 
 
 class Holder(Noun):
@@ -276,6 +333,8 @@ class GuestFacts(Noun):
     filesystems: tuple[Filesystem, ...] = ()
     other_content: tuple[str, ...] = ()
     """What else lies on the disks (LVM, LUKS, swap, unmounted filesystems), one sentence each."""
+    layers: tuple[Layer, ...] = ()
+    """Volume groups, encryptions and arrays on the sources, bottom to top."""
     nested_mounts: tuple[str, ...] = ()
     """Other filesystems mounted below one of ours."""
     subvolumes: int = 0
@@ -288,6 +347,9 @@ class GuestFacts(Noun):
     walk_s: float = 0.0
     """Measured seconds that one walk of the tree takes, extrapolated when it was cut short."""
     fstab: str = ""
+    crypttab: str = ""
+    lvm_devices: str = ""
+    """LVM's list of the devices that it may use; empty when it takes any."""
     free_bytes: int = 0
     """Free space where our state lies (``/var/lib``)."""
 
@@ -368,6 +430,8 @@ class Wanted(Noun):
     max_downtime_s: float = 10.0
     settle_s: float = 60.0
     hold: bool = False
+    raw: bool = False
+    """The volume holds no filesystem: a database's own device, moved as it is."""
     read_only: bool = True
     keep_snapshot: bool = False
     timeouts: Timeouts = Timeouts()

@@ -265,6 +265,28 @@ def must(argv: List[str], timeout_s: float = COMMAND_S, stdin: bytes = b"") -> s
     return ran.out
 
 
+def asked(problems: List[str], argv: List[str], first_line: bool = False) -> Optional[str]:
+    """What a command said, None (and the reason in ``problems``) when it could not."""
+    try:
+        ran = run(argv)
+    except AgentError as error:
+        problems.append(error.what)
+        return None
+    if ran.code != 0:
+        problems.append("{} failed ({}): {}".format(" ".join(argv), ran.code, ran.complaint))
+        return None
+    return (ran.out.splitlines() or [""])[0] if first_line else ran.out
+
+
+def asked_json(problems: List[str], argv: List[str]) -> Any:
+    text = asked(problems, argv)
+    try:
+        return json.loads(text) if text else None
+    except ValueError as error:
+        problems.append("{} printed no JSON: {}".format(argv[0], error))
+        return None
+
+
 def sync_filesystem(path: str, timeout_s: float) -> None:
     """syncfs(2) on the filesystem of ``path``: in a process of its own, because it cannot be
     interrupted. ``sync -f`` is coreutils 8.24; before that the whole machine has to be synced."""

@@ -234,13 +234,16 @@ def verb_find(place: Place, request: Json) -> Json:
 
 
 def links_to(path: str) -> List[str]:
-    """Names below /dev/disk that lead to the device: none for one in quarantine."""
+    """Names below /dev/disk, /dev/mapper and /dev/md that lead to the device: none for one in
+    quarantine."""
+    device = os.path.realpath(path)
     links = []
-    for folder, _, names in os.walk("/dev/disk"):
-        for name in names:
-            link = os.path.join(folder, name)
-            if os.path.islink(link) and os.path.realpath(link) == path:
-                links.append(link)
+    for top in ("/dev/disk", "/dev/mapper", "/dev/md"):
+        for folder, _, names in os.walk(top):
+            for name in names:
+                link = os.path.join(folder, name)
+                if link != path and os.path.islink(link) and os.path.realpath(link) == device:
+                    links.append(link)
     return sorted(links)
 
 

@@ -2,7 +2,6 @@
 
 import collections
 import contextlib
-import json
 import os
 import re
 import socket
@@ -16,6 +15,8 @@ from volferry.agent.basics import (
     AgentError,
     Json,
     Place,
+    asked,
+    asked_json,
     clock_offset,
     find_program,
     in_child,
@@ -28,6 +29,7 @@ from volferry.agent.basics import (
 )
 from volferry.agent.disks import Disk, all_disks, blkid, links_to, look_for
 from volferry.agent.holders import find_holders, units_of
+from volferry.agent.layers import blocks_above, stack_facts
 from volferry.agent.mounts import device_number, mount_table
 from volferry.agent.tracker import why_no_tracking
 
@@ -63,8 +65,10 @@ def verb_facts(place: Place, request: Json) -> Json:
                    partitions: [{number, path, dev, size_bytes}]}]
         sources {volume_id: kname}
         links {device path: [path]}                     names below /dev/disk that lead to it
-        blkid {device path: {TYPE, UUID, LABEL, …}}     of each source disk and its partitions
+        blkid {device path: {TYPE, UUID, LABEL, …}}     of each source disk, its partitions, and
+                                                        what lies on them
         sfdisk {disk path: text}                        of each source disk with a table
+        stack: see ``stack_facts``
         tools {name: {path, version}}                   only those that exist
         mount_units [{target, unit, show: text}]        systemctl show of each mount's unit
         units: text of ``systemctl show``, blocks divided by blank lines
@@ -91,6 +95,8 @@ def verb_facts(place: Place, request: Json) -> Json:
     devices = {disk.dev: disk.path for disk in wanted}
     for disk in wanted:
         devices.update({partition.dev: partition.path for partition in disk.partitions})
+    stacked = blocks_above(place, wanted)
+    devices.update({block["dev"]: block["path"] for block in stacked})
     ours = [entry for entry in table if device_number(entry) in devices]
     paths = list(collections.OrderedDict.fromkeys(entry.target for entry in ours))
     nested = [
@@ -102,6 +108,7 @@ def verb_facts(place: Place, request: Json) -> Json:
     units = list(request.get("units", [])) + units_of(holders)
     uname = os.uname()
     walk_s = float(request.get("walk_s", 5.0))
+    probes = {path: blkid_or_nothing(problems, path) for path in devices.values()}
     return {
         "os_release": read_text(place.etc + "/os-release") or read_text("/usr/lib/os-release"),
         "uname": {
@@ -136,8 +143,9 @@ def verb_facts(place: Place, request: Json) -> Json:
         "sysblock": [disk_as_json(disk) for disk in all_disks(place)],
         "sources": sources,
         "links": {path: links_to(path) for path in devices.values()},
-        "blkid": {path: blkid_or_nothing(problems, path) for path in devices.values()},
+        "blkid": probes,
         "sfdisk": partition_tables(problems, wanted),
+        "stack": stack_facts(place, problems, wanted, stacked, probes, try_keys=walk_s > 0),
         "tools": find_tools(),
         "mount_units": mount_units(place, problems, paths),
         "units": show_units(place, problems, units),
@@ -159,28 +167,6 @@ def verb_facts(place: Place, request: Json) -> Json:
         "no_tracking": why_no_tracking(place, [disk.path for disk in wanted]),
         "problems": problems,
     }
-
-
-def asked(problems: List[str], argv: List[str], first_line: bool = False) -> Optional[str]:
-    """What a command said, None (and the reason in ``problems``) when it could not."""
-    try:
-        ran = run(argv)
-    except AgentError as error:
-        problems.append(error.what)
-        return None
-    if ran.code != 0:
-        problems.append("{} failed ({}): {}".format(" ".join(argv), ran.code, ran.complaint))
-        return None
-    return (ran.out.splitlines() or [""])[0] if first_line else ran.out
-
-
-def asked_json(problems: List[str], argv: List[str]) -> Any:
-    text = asked(problems, argv)
-    try:
-        return json.loads(text) if text else None
-    except ValueError as error:
-        problems.append("{} printed no JSON: {}".format(argv[0], error))
-        return None
 
 
 def lsblk(problems: List[str]) -> Any:

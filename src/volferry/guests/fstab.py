@@ -30,7 +30,7 @@ class Entry:
 def parse(text: str) -> list[Entry]:
     """The entries, without comments and lines that mount(8) would not understand either."""
     found = []
-    for number, line in enumerate(_lines(text), start=1):
+    for number, line in enumerate(lines_of(text), start=1):
         match = _FIELDS.match(line)
         if not match or match[2].startswith("#"):
             continue
@@ -52,7 +52,7 @@ def with_spec(text: str, line: int, spec: str) -> str:
 
     Raises ``ValueError`` when that line is not an entry: somebody has changed the file.
     """
-    lines = _lines(text)
+    lines = lines_of(text)
     match = _FIELDS.match(lines[line - 1]) if 0 < line <= len(lines) else None
     if not match or match[2].startswith("#"):
         raise ValueError(f"line {line} of fstab is not an entry")
@@ -104,8 +104,9 @@ def is_stable(spec: str) -> bool:
     )
 
 
-def _lines(text: str) -> list[str]:
-    # Only "\n" ends a line of fstab; str.splitlines would also cut at form feeds and the like.
+def lines_of(text: str) -> list[str]:
+    """The lines with their ends. Only "\n" ends one; str.splitlines would also cut at form feeds
+    and the like."""
     return re.findall(r"[^\n]*\n|[^\n]+$", text)
 
 

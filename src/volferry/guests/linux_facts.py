@@ -7,7 +7,7 @@ shape of ``raw``.
 import re
 from collections.abc import Iterator, Sequence
 
-from volferry.guests import fstab, mounts, systemd
+from volferry.guests import fstab, mounts, stacks, systemd
 from volferry.model import (
     Disk,
     DiskRef,
@@ -15,6 +15,7 @@ from volferry.model import (
     GuestFacts,
     Holder,
     Json,
+    Layer,
     Mount,
     MountBy,
     PartitionTable,
@@ -60,7 +61,9 @@ def read(raw: Json, sources: Sequence[DiskRef]) -> GuestFacts:
     table = mounts.parse(raw.get("mountinfo") or "")
     known = disks(raw)
     found = [disk for disk in (_source(raw, known, ref) for ref in sources) if disk]
-    filesystems, other = _content(raw, found, table)
+    stack = raw.get("stack") or {}
+    layers = stacks.layers(raw)
+    filesystems, other = _content(raw, found, layers, table)
     paths = [m.target for fs in filesystems for m in fs.mounts]
     return GuestFacts(
         family="linux",
@@ -76,6 +79,7 @@ def read(raw: Json, sources: Sequence[DiskRef]) -> GuestFacts:
         partition_tables=tuple(_partition_tables(raw, found)),
         filesystems=tuple(filesystems),
         other_content=tuple(other),
+        layers=layers,
         nested_mounts=tuple(raw.get("nested_mounts") or ()),
         subvolumes=sum(n or 0 for n in (raw.get("btrfs_subvolumes") or {}).values()),
         holders=tuple(_holders(raw)),
@@ -84,6 +88,8 @@ def read(raw: Json, sources: Sequence[DiskRef]) -> GuestFacts:
         no_tracking=raw.get("no_tracking") or "",
         walk_s=sum(_walk_s(raw, path) for path in dict.fromkeys(paths)),
         fstab=raw.get("fstab") or "",
+        crypttab=stack.get("crypttab") or "",
+        lvm_devices=stack.get("lvm_devices") or "",
         free_bytes=raw.get("var_free") or 0,
     )
 
@@ -120,50 +126,55 @@ def _partition_tables(raw: Json, sources: Sequence[Disk]) -> Iterator[PartitionT
 
 
 def _content(
-    raw: Json, sources: Sequence[Disk], table: list[mounts.Entry]
+    raw: Json, sources: Sequence[Disk], layers: Sequence[Layer], table: list[mounts.Entry]
 ) -> tuple[list[Filesystem], list[str]]:
     """The mounted filesystems of the disks, and in words whatever else lies on them."""
-    filesystems, other = [], []
+    found: list[Filesystem | str] = []
     for disk in sources:
-        mounted, rest = _content_of(raw, disk, table)
-        filesystems += mounted
-        other += rest
-    return filesystems, other
+        shown = next(d for d in raw["sysblock"] if d["path"] == disk.path)
+        parts = shown["partitions"]
+        for place in parts or [{**shown, "number": None}]:
+            probe = (raw.get("blkid") or {}).get(place["path"]) or {}
+            empty = _not_mounted(place["path"], probe.get("TYPE", ""), bool(parts))
+            where = {"volume_id": disk.volume_id, "partition": place["number"]}
+            found.append(_mounted(raw, table, place, (), where) or empty)
+    for spot in stacks.spots(raw, layers):
+        kind = ((raw.get("blkid") or {}).get(spot.path) or {}).get("TYPE", "")
+        empty = _not_mounted(spot.path, kind, is_partition=True)
+        place = {"path": spot.path, "dev": spot.dev, "size_bytes": spot.size_bytes}
+        where = {"volume_id": spot.volume_id, "layers": spot.layers}
+        found.append(_mounted(raw, table, place, spot.names, where) or empty)
+    return (
+        [item for item in found if isinstance(item, Filesystem)],
+        [item for item in found if isinstance(item, str)],
+    )
 
 
-def _content_of(
-    raw: Json, disk: Disk, table: list[mounts.Entry]
-) -> tuple[list[Filesystem], list[str]]:
-    shown = next(d for d in raw["sysblock"] if d["path"] == disk.path)
-    probes = raw.get("blkid") or {}
-    parts = [(p["number"], p["path"], p["dev"], p["size_bytes"]) for p in shown["partitions"]]
-    places = parts or [(None, disk.path, disk.dev, disk.size_bytes)]
-    filesystems, other = [], []
-    for number, path, dev, size_bytes in places:
-        probe = probes.get(path) or {}
-        mounted = [e for e in table if e.dev == dev or (e.fstype == "btrfs" and e.source == path)]
-        kind = probe.get("TYPE", "")
-        if not mounted:
-            other.append(_not_mounted(path, kind, bool(parts)))
-            continue
-        space = (raw.get("statvfs") or {}).get(mounted[0].target) or {}
-        names = _names(raw, path, probe)
-        filesystems.append(
-            Filesystem(
-                device=path,
-                volume_id=disk.volume_id,
-                partition=number,
-                fstype=mounted[0].fstype,
-                uuid=probe.get("UUID", ""),
-                label=probe.get("LABEL", ""),
-                names=tuple(names),
-                size_bytes=size_bytes,
-                used_bytes=space.get("used_bytes", 0),
-                inodes_used=space.get("inodes_used", 0),
-                mounts=tuple(_mount(raw, entry, names, table) for entry in mounted),
-            )
-        )
-    return filesystems, [text for text in other if text]
+def _mounted(
+    raw: Json, table: list[mounts.Entry], place: Json, names: Sequence[str], where: Json
+) -> Filesystem | None:
+    """The filesystem on a device, None when none is mounted from it."""
+    path = place["path"]
+    probe = (raw.get("blkid") or {}).get(path) or {}
+    mounted = [
+        e for e in table if e.dev == place["dev"] or (e.fstype == "btrfs" and e.source == path)
+    ]
+    if not mounted:
+        return None
+    space = (raw.get("statvfs") or {}).get(mounted[0].target) or {}
+    names = [*_names(raw, path, probe), *names]
+    return Filesystem(
+        device=path,
+        fstype=mounted[0].fstype,
+        uuid=probe.get("UUID", ""),
+        label=probe.get("LABEL", ""),
+        names=tuple(names),
+        size_bytes=place["size_bytes"],
+        used_bytes=space.get("used_bytes", 0),
+        inodes_used=space.get("inodes_used", 0),
+        mounts=tuple(_mount(raw, entry, names, table) for entry in mounted),
+        **where,
+    )
 
 
 def _not_mounted(path: str, kind: str, is_partition: bool) -> str:
