@@ -29,7 +29,7 @@ from volferry.agent.basics import (
 )
 from volferry.agent.disks import Disk, all_disks, blkid, links_to, look_for
 from volferry.agent.holders import find_holders, units_of
-from volferry.agent.layers import blocks_above, stack_facts
+from volferry.agent.layers import blocks_above, lain_upon, stack_facts
 from volferry.agent.mounts import device_number, mount_table
 from volferry.agent.tracker import why_no_tracking
 
@@ -104,7 +104,9 @@ def verb_facts(place: Place, request: Json) -> Json:
         for entry in table
         if entry not in ours and any(is_below(entry.target, path) for path in paths if path != "/")
     ]
-    holders, complete = find_holders(place, set(devices), paths, 20.0)
+    below = {device_number(entry) for entry in ours} | lain_upon(place, devices.values())
+    nodes = {dev: path for dev, path in devices.items() if dev not in below}
+    holders, complete = find_holders(place, set(devices), paths, 20.0, nodes)
     units = list(request.get("units", [])) + units_of(holders)
     uname = os.uname()
     walk_s = float(request.get("walk_s", 5.0))

@@ -3,7 +3,8 @@
 import contextlib
 import os
 import re
-from typing import Callable, Dict, List, Set, Tuple
+import stat
+from typing import Callable, Dict, List, Optional, Set, Tuple
 
 from volferry.agent.basics import (
     Json,
@@ -28,21 +29,39 @@ def units_of(holders: List[Json]) -> List[str]:
 
 
 def find_holders(
-    place: Place, devices: Set[str], paths: List[str], timeout_s: float
+    place: Place,
+    devices: Set[str],
+    paths: List[str],
+    timeout_s: float,
+    nodes: Optional[Dict[str, str]] = None,
 ) -> Tuple[List[Json], bool]:
     """Everybody who holds a filesystem on ``devices`` ("major:minor"); only names are read of other
     people's processes, never arguments.
 
     File descriptors are known by the mount id in /proc/<pid>/fdinfo, which is the same in every
     mount namespace, needs no access to the file (a dead NFS server cannot stop us) and is right for
-    btrfs, whose subvolumes each have a device number of their own.
+    btrfs, whose subvolumes each have a device number of their own. ``nodes`` ("major:minor" to
+    path) are devices that nothing is mounted from: whoever has one of them open holds it as well.
     -> (holders, False when the scan was cut off by its deadline)
     """
-    told, complete = in_child(lambda tell: scan(place, devices, paths, tell), timeout_s)
+    told, complete = in_child(
+        lambda tell: scan(place, devices, paths, nodes or {}, tell), timeout_s
+    )
     return told, complete
 
 
-def scan(place: Place, devices: Set[str], paths: List[str], tell: Callable[[Json], None]) -> None:
+def find_openers(place: Place, nodes: Dict[str, str], timeout_s: float) -> List[Json]:
+    """Who holds these devices themselves, rather than a filesystem on them."""
+    return find_holders(place, set(), [], timeout_s, nodes)[0]
+
+
+def scan(
+    place: Place,
+    devices: Set[str],
+    paths: List[str],
+    nodes: Dict[str, str],
+    tell: Callable[[Json], None],
+) -> None:
     pids = sorted(int(name) for name in os.listdir(place.proc) if name.isdigit())
     mine = read_link("{}/self/ns/mnt".format(place.proc))
     host = read_link("{}/1/ns/mnt".format(place.proc)) or mine
@@ -72,9 +91,12 @@ def scan(place: Place, devices: Set[str], paths: List[str], tell: Callable[[Json
         if pid == os.getpid() or pid == os.getppid():
             continue
         how, path, mount = process_holds(place, pid, mount_ids, anonymous)
+        if not how and nodes:
+            path = opened_node(place, pid, nodes)
+            how = "device" if path else ""
         if how:
             tell(holder(place, pid, "process", how, path, mount))
-    for found in kernel_holders(place, paths):
+    for found in kernel_holders(place, paths, nodes):
         tell(found)
 
 
@@ -137,6 +159,30 @@ def process_holds(
     return "", "", ""
 
 
+def opened_node(place: Place, pid: int, nodes: Dict[str, str]) -> str:
+    """The device of ``nodes`` that a process has open, or mapped; empty when it has none."""
+    folder = "{}/{}".format(place.proc, pid)
+    links = []
+    with contextlib.suppress(OSError):
+        links = ["{}/fd/{}".format(folder, number) for number in os.listdir(folder + "/fd")]
+    # Only what is named as a device is looked at: a stat of a file may hang.
+    opened = [link for link in links if read_link(link).startswith("/dev/")]
+    mapped = [line.split(None, 5) for line in read_text(folder + "/maps").splitlines()]
+    opened += [unescape(part[5]) for part in mapped if part[5:] and part[5].startswith("/dev/")]
+    return next((nodes[dev] for dev in map(node_number, opened) if dev in nodes), "")
+
+
+def node_number(path: str) -> str:
+    """``major:minor`` that a block device's node stands for; empty for anything else."""
+    try:
+        status = os.stat(to_bytes(path))
+    except OSError:
+        return ""
+    if not stat.S_ISBLK(status.st_mode):
+        return ""
+    return "{}:{}".format(os.major(status.st_rdev), os.minor(status.st_rdev))
+
+
 def mount_id_of(path: str) -> int:
     """The mount that a magic link leads to; -1 when it cannot be told (a kernel thread)."""
     try:
@@ -150,11 +196,12 @@ def mount_id_of(path: str) -> int:
         os.close(fd)
 
 
-def kernel_holders(place: Place, paths: List[str]) -> List[Json]:
-    """Holders that are no process: loop devices, swap files, exported directories."""
+def kernel_holders(place: Place, paths: List[str], nodes: Dict[str, str]) -> List[Json]:
+    """Holders that are no process: loop devices, swap, exported directories."""
 
     def on_ours(path: str) -> str:
-        return next((mount for mount in paths if path == mount or is_below(path, mount)), "")
+        mount = next((mount for mount in paths if path == mount or is_below(path, mount)), "")
+        return mount or (nodes.get(node_number(path), "") if nodes else "")
 
     found = []
     for name in os.listdir(place.sys + "/block"):

@@ -8,7 +8,7 @@ active, whether a key file opens an encryption) is asked for where it is needed.
 import collections
 import os
 import time
-from typing import Any, Dict, Iterable, List, Optional
+from typing import Any, Dict, Iterable, List, Optional, Set
 
 from volferry.agent.basics import (
     AgentError,
@@ -84,6 +84,13 @@ def blocks_above(place: Place, disks: Iterable[Disk]) -> List[Json]:
         ours |= {disk.kname, *partitions_of(place, disk.kname)}
         climb(disk.kname)
     return [block for kname, block in found.items() if kname not in ours]
+
+
+def lain_upon(place: Place, paths: Iterable[str]) -> Set[str]:
+    """Device numbers of those that have a partition or another device on top."""
+    names = [os.path.basename(os.path.realpath(path)) for path in paths]
+    blocks = [read_block(place, name) for name in names]
+    return {b["dev"] for b in blocks if b["holders"] or partitions_of(place, b["kname"])}
 
 
 def blocks_below(place: Place, blocks: Iterable[Json]) -> List[Json]:
