@@ -268,6 +268,12 @@ class Layer(Noun):
     """Why it cannot be moved now: a degraded array, a resync, a volume group in parts."""
 
     @property
+    def label(self) -> str:
+        """What people call it."""
+        what = {"lvm": "volume group", "luks": "encryption", "md": "array", "other": "device"}
+        return f"{what[self.kind]} {self.name or 'on ' + ', '.join(self.devices)}"
+
+    @property
     def devices(self) -> tuple[str, ...]:
         """Paths of the devices that it lies on."""
         return tuple(member.path for member in self.members)
@@ -349,7 +355,8 @@ class GuestFacts(Noun):
     fstab: str = ""
     crypttab: str = ""
     lvm_devices: str = ""
-    """LVM's list of the devices that it may use; empty when it takes any."""
+    """LVM's list of the devices that it may use (lvmdevices(8)); empty when it takes any."""
+    lvm_devices_path: str = ""
     free_bytes: int = 0
     """Free space where our state lies (``/var/lib``)."""
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
 from volferry.errors import VolferryError
+from volferry.guests import lvm_devices
 from volferry.methods import Method, all_methods
 from volferry.model import (
     GIB,
@@ -441,6 +442,7 @@ def _guest_checks(
         f"{guest.free_bytes / GIB:.1f} GiB free below /var/lib",
     )
     yield from _mount_checks(guest)
+    yield from _stack_checks(cloud, guest)
     yield _check(
         "supervisor",
         ""
@@ -496,6 +498,65 @@ def _mount_checks(guest: GuestFacts) -> Iterable[Check]:
         "after a reboot it is not mounted, as before",
         warn=True,
     )
+
+
+def _stack_checks(cloud: CloudFacts, guest: GuestFacts) -> Iterable[Check]:
+    layers = guest.layers
+    if not layers:
+        return
+    other = dict.fromkeys(path for layer in layers for path in layer.elsewhere)
+    serials = {disk.path: disk.serial for disk in guest.disks}
+    volumes = [
+        v.volume_id
+        for v in cloud.server_volumes
+        if any(serials.get(path) in (v.volume_id, v.volume_id[:20]) for path in other)
+    ]
+    yield _check(
+        "stack disks",
+        "; ".join(
+            f"{layer.label} lies on {', '.join(layer.elsewhere)} as well, which is not moved"
+            for layer in layers
+            if layer.elsewhere
+        ),
+        "; ".join(f"{layer.label} on {', '.join(layer.devices)}" for layer in layers),
+        f"name all its volumes, they move together: {', '.join(volumes)}"
+        if volumes
+        else "what lies on a disk that cannot be moved has to be moved off it first",
+    )
+    yield _check(
+        "stack state",
+        "; ".join(layer.problem for layer in layers if layer.problem),
+        "; ".join(f"{layer.label}: {layer.detail or 'not open'}" for layer in layers),
+        "repair it, or let it end, and plan again",
+    )
+    encrypted = [layer for layer in layers if layer.kind == "luks" and layer.above]
+    if encrypted:
+        yield _check(
+            "encryption keys",
+            "; ".join(
+                f"{layer.label}: {layer.key_problem or 'no key file was seen to open it'}"
+                for layer in encrypted
+                if not layer.key
+            ),
+            ", ".join(
+                f"{layer.key} opens {layer.name} in {layer.open_s:.1f} s" for layer in encrypted
+            ),
+            "nobody types in a cutover: put a key file into /etc/crypttab (cryptsetup luksAddKey)",
+        )
+    if guest.lvm_devices:
+        left = [
+            f"{member.path} is there as {name}"
+            for layer in layers
+            for member in layer.members
+            if member.volume_id and layer.kind == "lvm"
+            if (name := lvm_devices.stays_behind(guest.lvm_devices, member.path, member.volume_id))
+        ]
+        yield _check(
+            "LVM devices file",
+            "; ".join(left),
+            f"{guest.lvm_devices_path} follows the volumes",
+            "lvmdevices --deldev, then --adddev, by another kind of id",
+        )
 
 
 # ---- units ---------------------------------------------------------------------------------------

@@ -126,7 +126,7 @@ def stack_facts(
                  dm: {name, uuid}|null, md: {level, degraded, array_state, sync_action, …}|null}]
                the devices on the sources bottom to top, and all else that these lie on
         lvm {pvs: [{…}], vgs: [{…}], lvs: [{…}]}       LVM's own reports, where it has a part
-        lvm_devices: text of the devices file, empty when LVM does not use one
+        lvm_devices {path, text}                       its devices file, where it uses one
         crypttab, mdadm_conf: text
         keys {mapping: {path, opens: bool, seconds, problem}}
         arrays {path: {MD_UUID, MD_NAME, …}}           ``mdadm --detail --export``
@@ -139,7 +139,7 @@ def stack_facts(
     return {
         "blocks": above + blocks_below(place, above),
         "lvm": lvm_reports(problems) if "LVM2_member" in types else {},
-        "lvm_devices": lvm_devices(place, problems) if "LVM2_member" in types else "",
+        "lvm_devices": lvm_devices(place, problems) if "LVM2_member" in types else {},
         "crypttab": crypttab,
         "mdadm_conf": read_text(place.etc + "/mdadm/mdadm.conf")
         or read_text(place.etc + "/mdadm.conf"),
@@ -170,19 +170,16 @@ def lvm_reports(problems: List[str]) -> Json:
     return reports
 
 
-def lvm_devices(place: Place, problems: List[str]) -> str:
-    """The text of LVM's devices file (lvmdevices(8)), empty when LVM uses none."""
-    if not os.path.isdir(place.etc + "/lvm/devices"):
-        return ""
-    said = asked(
-        problems,
-        ["lvmconfig", "--typeconfig", "full", "devices/use_devicesfile", "devices/devicesfile"],
-    )
-    settings = exported(said)
-    if settings.get("use_devicesfile") != "1":
-        return ""
-    name = settings.get("devicesfile", "").strip('"') or "system.devices"
-    return read_text("{}/lvm/devices/{}".format(place.etc, name))
+def lvm_devices(place: Place, problems: List[str]) -> Json:
+    """LVM's devices file (lvmdevices(8)); empty when LVM takes any device."""
+    folder = place.etc + "/lvm/devices"
+    if not os.path.isdir(folder):
+        return {}
+    asked_for = ["devices/use_devicesfile", "devices/devicesfile"]
+    settings = exported(asked(problems, ["lvmconfig", "--typeconfig", "full", *asked_for]))
+    path = os.path.join(folder, settings.get("devicesfile", "").strip('"') or "system.devices")
+    text = read_text(path) if settings.get("use_devicesfile") == "1" else ""
+    return {"path": path, "text": text} if text else {}
 
 
 def exported(text: Optional[str]) -> Dict[str, str]:

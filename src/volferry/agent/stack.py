@@ -18,7 +18,7 @@ import time
 from typing import Any, Callable, Dict, List, Set
 
 from volferry.agent.basics import AgentError, Json, Place, read_text, run, to_bytes
-from volferry.agent.disks import resolve_device
+from volferry.agent.disks import resolve, resolve_device
 from volferry.agent.holders import find_openers, name_holders
 from volferry.agent.layers import is_luks, names_in, partitions_of, read_block
 
@@ -54,7 +54,7 @@ def assemble_stack(
     ``doubt`` when a layer turns out to lie on any other disk.
     """
     settle_events(place, deadline)
-    disks = {resolve_device(place, dict(ref, partition=None)).disk.kname for ref in refs.values()}
+    disks = {resolve(place, ref).kname for ref in refs.values()}
     for layer in layers:
         if not layer["above"]:
             continue

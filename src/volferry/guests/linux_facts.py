@@ -89,7 +89,8 @@ def read(raw: Json, sources: Sequence[DiskRef]) -> GuestFacts:
         walk_s=sum(_walk_s(raw, path) for path in dict.fromkeys(paths)),
         fstab=raw.get("fstab") or "",
         crypttab=stack.get("crypttab") or "",
-        lvm_devices=stack.get("lvm_devices") or "",
+        lvm_devices=(stack.get("lvm_devices") or {}).get("text", ""),
+        lvm_devices_path=(stack.get("lvm_devices") or {}).get("path", ""),
         free_bytes=raw.get("var_free") or 0,
     )
 

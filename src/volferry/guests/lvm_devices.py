@@ -7,7 +7,6 @@ cloud put on it. So on a target the group is only found when the entry follows.
 import re
 from collections.abc import Mapping
 
-PATH = "/etc/lvm/devices/system.devices"
 SERIAL = 20
 """Characters of a volume id that virtio-blk shows."""
 

@@ -4,11 +4,13 @@ Reads what the agent's ``stack_facts`` says. A layer that is not open counts as 
 udev event, may open it.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from volferry.guests import crypttab
-from volferry.model import Json, Layer, Member
+from volferry.guests import crypttab, fstab, lvm_devices
+from volferry.model import GuestFacts, Json, Layer, Member
+
+CRYPTTAB = "/etc/crypttab"
 
 _TYPES = {"LVM2_member": "lvm", "crypto_LUKS": "luks", "linux_raid_member": "md"}
 _STRANGE_KEYS = ("CRYPT-PLAIN", "CRYPT-TCRYPT", "CRYPT-BITLK")
@@ -55,6 +57,51 @@ def spots(raw: Json, found: Sequence[Layer]) -> list[Spot]:
         for block in blocks
         if not any(other["disk"] == block["kname"] != other["kname"] for other in stack.above)
     ]
+
+
+def sides(facts: GuestFacts, targets: Mapping[str, str]) -> tuple[list[Json], list[str]]:
+    """Files that name a disk where layers are meant, for either side, and what changes in words.
+
+    ``targets`` are the targets' volume ids by their sources'. The layers' own identity is the same
+    on both sides: only an entry of crypttab by the disk (``/dev/vdb``), and one of LVM's devices
+    file, which always is, have to follow.
+    """
+    files, changes = [], []
+    table = facts.crypttab
+    encrypted = {layer.name: layer for layer in facts.layers if layer.kind == "luks"}
+    for entry in crypttab.parse(facts.crypttab):
+        layer = encrypted.get(entry.name)
+        if layer is None or not layer.volume_ids or fstab.is_stable(entry.device):
+            continue
+        device = f"UUID={layer.uuid}"
+        table = crypttab.with_device(table, entry.line, device)
+        changes.append(f"{CRYPTTAB} line {entry.line}: {entry.device} becomes {device}")
+    if table != facts.crypttab:
+        files.append({"path": CRYPTTAB, "source": facts.crypttab, "target": table})
+    listed = lvm_devices.on_targets(facts.lvm_devices, targets)
+    if listed != facts.lvm_devices:
+        path = facts.lvm_devices_path
+        files.append({"path": path, "source": facts.lvm_devices, "target": listed})
+        changes.append(f"{path}: the entries of the sources become those of the targets")
+    return files, changes
+
+
+def reasons(facts: GuestFacts) -> Iterator[str]:
+    """Why the layers cannot be closed on one side and opened on the other, one by one."""
+    for layer in facts.layers:
+        if layer.elsewhere:
+            disks = ", ".join(layer.elsewhere)
+            yield f"{layer.label} lies on {disks} as well, which is not moved"
+        if layer.problem:
+            yield layer.problem
+        if layer.kind == "luks" and layer.above and not layer.key:
+            why = layer.key_problem or "no key file was seen to open it"
+            yield f"{layer.label} does not open without a person: {why}"
+        if layer.kind == "lvm":
+            for member in layer.members:
+                left = lvm_devices.stays_behind(facts.lvm_devices, member.path, member.volume_id)
+                if left and member.volume_id:
+                    yield f"{facts.lvm_devices_path} names {member.path} by {left}"
 
 
 class _Stack:
