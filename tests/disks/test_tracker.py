@@ -278,9 +278,7 @@ def test_one_request_that_the_kernel_lost_silently_is_told(
         assert dirty[number(volume)].count == 23
 
 
-def test_a_disk_that_counts_nothing_is_no_loss(
-    disks: Disks, track: Callable[..., Tracker]
-) -> None:
+def test_a_disk_that_counts_nothing_is_no_loss(disks: Disks, track: Callable[..., Tracker]) -> None:
     volume = disks.blank("data", 8)
     counting = Path("/sys/block", Path(volume.loop).name, "queue/iostats")
     with closing(track(volume)) as tracker:

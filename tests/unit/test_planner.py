@@ -13,6 +13,8 @@ from volferry.model import (
     Filesystem,
     GuestFacts,
     Holder,
+    Layer,
+    Member,
     Mount,
     MountBy,
     Pair,
@@ -439,13 +441,23 @@ def test_the_prediction_adds_up_and_says_what_it_rests_on():
     assert "walk of the tree" in prediction.basis
 
 
+BY_HAND = Layer(
+    kind="luks",
+    name="data",
+    members=(Member(path="/dev/vdb", volume_id="50-1"),),
+    above=("/dev/mapper/data",),
+    key_problem="crypttab names no key file",
+)
+
+
 @pytest.mark.parametrize(
     ("wanted", "guest", "reason"),
     [
         ({}, {"no_tracking": "the kernel is locked down"}, "the kernel is locked down"),
         ({}, {"root": False}, "it needs root in the guest"),
         ({}, {"family": "bsd"}, "it is for Linux guests"),
-        ({}, {"other_content": ("swap space on /dev/vdb2",)}, "swap space on /dev/vdb2"),
+        ({}, {"filesystems": ()}, "no filesystem of the volume is mounted (--raw"),
+        ({}, {"layers": (BY_HAND,)}, "encryption data does not open without a person"),
         ({"size_gib": 1}, {}, "the target is smaller (1 of 2 GiB)"),
         ({"exclude": ("tmp",)}, {}, "it copies blocks and can leave out no files (--exclude)"),
     ],

@@ -115,6 +115,14 @@ def read_line(path: str) -> str:
     return read_text(path).strip()
 
 
+def names_in(folder: str) -> List[str]:
+    """In order; none where there is no such folder."""
+    try:
+        return sorted(os.listdir(folder))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
 def fsync_directory(path: bytes) -> None:
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:

@@ -18,6 +18,7 @@ from volferry.agent.basics import (
     fsync_directory,
     is_below,
     must,
+    names_in,
     read_bytes,
     run,
     safe_name,
@@ -275,13 +276,6 @@ def verb_leftovers(place: Place, request: Json) -> Json:
                 text = to_text(read_bytes(path) or b"") if kind == "rule" else ""
                 left.append({"transfer": match.group(1), "kind": kind, "path": path, "text": text})
     return {"left": left}
-
-
-def names_in(folder: str) -> List[str]:
-    try:
-        return sorted(os.listdir(folder))
-    except (FileNotFoundError, NotADirectoryError):
-        return []
 
 
 def verb_uninstall(place: Place, request: Json) -> Json:

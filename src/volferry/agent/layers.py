@@ -16,6 +16,7 @@ from volferry.agent.basics import (
     Place,
     asked,
     asked_json,
+    names_in,
     read_line,
     read_text,
     run,
@@ -58,10 +59,6 @@ def read_block(place: Place, kname: str) -> Json:
         if os.path.isdir(folder + "/md")
         else None,
     }
-
-
-def names_in(folder: str) -> List[str]:
-    return sorted(os.listdir(folder)) if os.path.isdir(folder) else []
 
 
 def partitions_of(place: Place, kname: str) -> List[str]:

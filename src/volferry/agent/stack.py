@@ -17,10 +17,10 @@ import re
 import time
 from typing import Any, Callable, Dict, List, Set
 
-from volferry.agent.basics import AgentError, Json, Place, read_text, run, to_bytes
+from volferry.agent.basics import AgentError, Json, Place, names_in, read_text, run, to_bytes
 from volferry.agent.disks import resolve, resolve_device
 from volferry.agent.holders import find_openers, name_holders
-from volferry.agent.layers import is_luks, names_in, partitions_of, read_block
+from volferry.agent.layers import is_luks, partitions_of, read_block
 
 MOMENT_S = 2.0
 """How long a device may be busy with programs that only look at it, such as those of udev."""

@@ -85,7 +85,12 @@ def early(state_dir: str) -> int:
     job = Job(place, state_dir)
     asked_for = job.read()
     if asked_for and asked_for["job"] == "cutover":
-        _, error = attempt(lambda: Cutover(place, job, asked_for).early() or {})
+
+        def look() -> Json:
+            Cutover(place, job, asked_for).early()
+            return {}
+
+        _, error = attempt(look)
         if error:
             Log.say("early: {}".format(error["what"]))
     return 0

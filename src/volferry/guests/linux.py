@@ -11,13 +11,13 @@ import hashlib
 import json
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from volferry.agent import program
 from volferry.channels import Channel
 from volferry.errors import Doubt, Refused, Retry, Stop, VolferryError
-from volferry.guests import fstab, linux_facts, mounts, quarantine
+from volferry.guests import fstab, linux_facts, mounts, quarantine, stacks
 from volferry.model import (
     Disk,
     DiskRef,
@@ -69,6 +69,10 @@ class Scene(Protocol):
     async def tell(self, kind: str, **facts: Any) -> None: ...
     def check_stop(self) -> None: ...
     async def sleep(self, seconds: float) -> None: ...
+
+
+Meanwhile = Callable[[Json], Awaitable[None]]
+"""What is done while a job runs, told each of its statuses."""
 
 
 class LinuxGuest:
@@ -194,6 +198,27 @@ class LinuxGuest:
             wrong = _not_shown(disk, moving, entries)
             if wrong:
                 return wrong
+        return await self._not_below(_stacked(scene.plan.guest), found, entries)
+
+    async def _not_below(
+        self,
+        filesystems: Sequence[Filesystem],
+        targets: Sequence[Json],
+        entries: Sequence[mounts.Entry],
+    ) -> str:
+        """What is wrong when filesystems on layers are not mounted or do not lie on the targets."""
+        wanted = {disk["path"] for disk in targets}
+        for fs in filesystems:
+            for target in (m.target for m in fs.mounts):
+                if all(entry.target != target for entry in entries):
+                    return f"nothing is mounted on {target}"
+            done = await self._channel.run(
+                ["lsblk", "-nrspo", "NAME,TYPE", fs.device], timeout_s=self._timeouts.answer_s
+            )
+            disks = {line.split()[0] for line in done.text.splitlines() if line.endswith(" disk")}
+            if not disks or disks - wanted:
+                where = ", ".join(sorted(disks)) or "nothing that lsblk knows"
+                return f"{fs.device} lies on {where}, not on {', '.join(sorted(wanted))}"
         return ""
 
     # ---- putting in and taking out ---------------------------------------------------------------
@@ -248,32 +273,29 @@ class LinuxGuest:
 
     def filesystems(self, scene: Scene) -> list[Json]:
         """The filesystems that move, in the shape that every job of the agent takes."""
-        return [fs for pair in self.pairs(scene) for fs in self.filesystems_of(scene, pair)]
+        return [
+            *(fs for pair in self.pairs(scene) for fs in self.filesystems_of(scene, pair)),
+            *(
+                # It lies on both sides alike: which one is told by the disks below its layers.
+                _told(fs, {"mapped": fs.device}, {"mapped": fs.device}, keep_uuid=True)
+                for fs in _stacked(scene.plan.guest)
+            ),
+        ]
+
+    def layers(self, scene: Scene) -> list[Json]:
+        """What lies between the disks and those filesystems, bottom to top."""
+        return [layer.model_dump(mode="json") for layer in scene.plan.guest.layers]
 
     def filesystems_of(self, scene: Scene, pair: Json) -> list[Json]:
-        """Those of one pair."""
+        """Those of one pair that lie on its disk or on a partition of it."""
+        keep_uuid = scene.plan.method == "mirror" or keeps_identity(scene.plan.guest)
         return [
-            {
-                "source": {**pair["source"], "partition": fs.partition},
-                "target": {**pair["target"], "partition": fs.partition},
-                "fstype": fs.fstype,
-                "uuid": fs.uuid,
-                "label": fs.label,
-                "keep_uuid": keeps_identity(scene.plan.guest),
-                "mount": next((m.target for m in fs.mounts if m.root == "/"), fs.mounts[0].target),
-                "mounts": [
-                    {
-                        "target": m.target,
-                        "root": m.root,
-                        "options": m.options,
-                        "super_options": m.super_options,
-                        "by": m.by.value,
-                        "unit": m.unit,
-                        "propagation": m.propagation,
-                    }
-                    for m in fs.mounts
-                ],
-            }
+            _told(
+                fs,
+                {**pair["source"], "partition": fs.partition},
+                {**pair["target"], "partition": fs.partition},
+                keep_uuid=keep_uuid,
+            )
             for fs in _moving(scene.plan.guest, pair["source"]["volume_id"])
         ]
 
@@ -339,8 +361,11 @@ class LinuxGuest:
         what: str,
         flag: str,
         uninterrupted: bool = False,
+        meanwhile: Meanwhile | None = None,
     ) -> Json:
         """Start a job in the guest and wait for its result.
+
+        ``meanwhile`` hears of every status of the job, and may have something to do for it.
 
         One of the same ``job`` and ``key`` that runs already is waited for instead: it was begun
         before a crash of this program. ``uninterrupted``: it is not ours to stop.
@@ -354,15 +379,27 @@ class LinuxGuest:
         taken_up = same and status["state"] == "died" and uninterrupted
         if status["state"] == "running" and not same:
             # That of another volume, begun before a crash of this program; two at once are refused.
-            status = await self._ended(scene, deadline_s, what, uninterrupted, flag=flag)
+            status = await self._ended(
+                scene, deadline_s, what, uninterrupted, flag=flag, meanwhile=meanwhile
+            )
         if not (same and status["state"] == "running"):
             new_id = f"{job}-{key}-{secrets.token_hex(3)}"
             job_id = status["job_id"] if taken_up else new_id
             await self._ask("start", {"job": job, "job_id": job_id, "request": request})
-        return _result(job, await self._ended(scene, deadline_s, what, uninterrupted, flag=flag))
+        status = await self._ended(
+            scene, deadline_s, what, uninterrupted, flag=flag, meanwhile=meanwhile
+        )
+        return _result(job, status)
 
     async def _ended(
-        self, scene: Scene, deadline_s: float, what: str, uninterrupted: bool, *, flag: str
+        self,
+        scene: Scene,
+        deadline_s: float,
+        what: str,
+        uninterrupted: bool,
+        *,
+        flag: str,
+        meanwhile: Meanwhile | None = None,
     ) -> Json:
         """The status of the job that runs, once it does not run any more."""
         ends = time.monotonic() + deadline_s
@@ -381,6 +418,8 @@ class LinuxGuest:
                 status = {"state": "running", "progress": None}
             if status["state"] != "running":
                 return status
+            if meanwhile is not None:
+                await meanwhile(status)
             if status["progress"]:
                 await scene.progress(_progress(status["progress"], what))
             if time.monotonic() > ends:
@@ -403,7 +442,13 @@ class LinuxGuest:
             pause = min(pause * 1.3, POLL_S[1])
 
     async def result_of(
-        self, scene: Scene, job: str, *, deadline_s: float, flag: str
+        self,
+        scene: Scene,
+        job: str,
+        *,
+        deadline_s: float,
+        flag: str,
+        meanwhile: Meanwhile | None = None,
     ) -> Json | None:
         """The result of a job of this kind that was begun, awaiting its end; None if none was."""
         status = await self._ask("status", {})
@@ -412,7 +457,8 @@ class LinuxGuest:
         if status["state"] == "died":
             await self._ask("start", {"job": job, "job_id": status["job_id"], "request": {}})
         if status["state"] in ("running", "died"):
-            return _result(job, await self._ended(scene, deadline_s, job, True, flag=flag))
+            status = await self._ended(scene, deadline_s, job, True, flag=flag, meanwhile=meanwhile)
+            return _result(job, status)
         return status["result"]  # type: ignore[no-any-return]
 
     async def stop_job(self) -> None:
@@ -427,8 +473,42 @@ def keeps_identity(facts: GuestFacts) -> bool:
 
 
 def _moving(facts: GuestFacts, source_id: str = "") -> list[Filesystem]:
-    """The filesystems that move, of one source or of all."""
-    return [fs for fs in facts.filesystems if fs.mounts and source_id in ("", fs.volume_id)]
+    """The filesystems that move and lie on a disk or a partition, of one source or of all."""
+    return [
+        fs
+        for fs in facts.filesystems
+        if fs.mounts and not fs.layers and source_id in ("", fs.volume_id)
+    ]
+
+
+def _stacked(facts: GuestFacts) -> list[Filesystem]:
+    """Those that lie on layers."""
+    return [fs for fs in facts.filesystems if fs.mounts and fs.layers]
+
+
+def _told(fs: Filesystem, source: Json, target: Json, *, keep_uuid: bool) -> Json:
+    """A filesystem in the shape that every job of the agent takes."""
+    return {
+        "source": source,
+        "target": target,
+        "fstype": fs.fstype,
+        "uuid": fs.uuid,
+        "label": fs.label,
+        "keep_uuid": keep_uuid,
+        "mount": next((m.target for m in fs.mounts if m.root == "/"), fs.mounts[0].target),
+        "mounts": [
+            {
+                "target": m.target,
+                "root": m.root,
+                "options": m.options,
+                "super_options": m.super_options,
+                "by": m.by.value,
+                "unit": m.unit,
+                "propagation": m.propagation,
+            }
+            for m in fs.mounts
+        ],
+    }
 
 
 def _not_shown(
@@ -474,6 +554,7 @@ def sides(
             spec = f"UUID={made[fs.volume_id, fs.partition]}"
             text = fstab.with_spec(text, entry.line, spec)
             changes.append(f"{FSTAB} line {entry.line}: {entry.spec} becomes {spec}")
+    stack_files, stack_changes = stacks.sides(facts, targets)
     table: Json = {"path": FSTAB, "source": facts.fstab, "target": text}
     rule: Json = {
         "path": quarantine.path(transfer_id),
@@ -482,15 +563,16 @@ def sides(
         "mode": 0o644,
     }
     if not changes:
-        return [rule], changes
-    return ([table, rule] if one_identity else [rule, table]), changes
+        return [*stack_files, rule], stack_changes
+    files = [table, rule] if one_identity else [rule, table]
+    return [*stack_files, *files], [*stack_changes, *changes]
 
 
 def _unmoved(planned: GuestFacts, now: GuestFacts) -> None:
     def where(facts: GuestFacts) -> list[object]:
         return [
             (fs.volume_id, fs.partition, fs.uuid, m.target)
-            for fs in _moving(facts)
+            for fs in (*_moving(facts), *_stacked(facts))
             for m in fs.mounts
         ]
 

@@ -9,7 +9,7 @@ touched; that is not a failure.
 import abc
 import importlib
 import pkgutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, ClassVar, Protocol
 
 from volferry.model import (
@@ -33,6 +33,7 @@ class Scene(Protocol):
 
     transfer_id: str
     plan: Plan
+    cloud: Any
     guest: Any
     known: Mapping[str, Receipt]
 
@@ -114,6 +115,11 @@ class Method(abc.ABC):
     def content(self, scene: Scene) -> Json:
         """What is copied, in the shape that the agent's cutover takes."""
 
+    def meanwhile(self, scene: Scene) -> Callable[[Json], Awaitable[None]] | None:
+        """What the cutover in the guest needs done from outside, told each of its statuses."""
+        del scene
+        return None
+
     # ---- the cutover, which is the same for all but for its content ------------------------------
 
     def _switch(self, scene: Scene, sides: list[Json]) -> Json:
@@ -151,6 +157,7 @@ class Method(abc.ABC):
             # long again. Here we only wait to hear of it.
             deadline_s=3 * timeouts.cutover_s + scene.plan.wanted.settle_s + timeouts.attach_s,
             what="cutover",
+            meanwhile=self.meanwhile(scene),
             flag="--cutover-timeout",
             uninterrupted=True,
         )
@@ -180,6 +187,7 @@ class Method(abc.ABC):
             "cutover",
             deadline_s=3 * scene.plan.wanted.timeouts.cutover_s,
             flag="--cutover-timeout",
+            meanwhile=self.meanwhile(scene),
         )
         return Outcome.model_validate(result["outcome"]) if result else None
 
