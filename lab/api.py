@@ -39,7 +39,7 @@ SSH_TIMEOUT_S = 600
 SCRIPT_TIMEOUT_S = 600
 CHANGE_TIMEOUT_S = 300
 
-# Keep-alives: nobody closes a connection to a guest that was reset.
+# Ask whether it lives: nobody closes a connection to a guest that was reset.
 _SSH_OPTIONS = (
     *("-o", "BatchMode=yes", "-o", "ConnectTimeout=60"),
     *("-o", "ServerAliveInterval=15", "-o", "ServerAliveCountMax=8"),
