@@ -425,6 +425,7 @@ class Wanted(Noun):
     stop: tuple[str, ...] = ()
     start: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
+    """Paths to leave out: whole ones, or relative to the first mount point."""
     bwlimit_bytes_s: int | None = None
     pace: float = 0.05
     """Part of the disks' time that copying may take while the service writes all the time."""

@@ -138,7 +138,8 @@ def wanted_options(function: F) -> F:
         grouped(copy, "--method", metavar="NAME",
                 help="Default: the first one that does not decline."),
         grouped(copy, "--exclude", metavar="PATH", multiple=True,
-                help="Leave this path out, below the mount point; repeatable."),
+                help="Leave this path out: a whole one, or below the (first) mount point;"
+                " repeatable."),
         grouped(copy, "--bwlimit", "bwlimit_bytes_s", metavar="RATE", type=Rate(),
                 help="At most so many bytes per second; 50M is 50 MiB/s."),
         grouped(copy, "--pace", metavar="PART", type=click.FloatRange(0.01, 1.0),

@@ -56,9 +56,9 @@ def command(
 
     SERVER and VOLUME are names or ids; several volumes move together, in one cutover, all or none.
     Cloud and guest are asked for everything that could make the transfer fail later; each check is
-    ok, a warning or a refusal, with its figures. Then come the
-    quota that is needed at the peak, the predicted downtime and where it comes from, and what is
-    promised at the end of each phase with the way back.
+    ok, a warning or a refusal, with its figures. Then come the quota that is needed at the peak,
+    the predicted downtime and where it comes from, and what is promised at the end of each phase
+    with the way back.
 
     With refusals the exit code is 1. --save writes the plan all the same, for whoever has to mend
     what it names.

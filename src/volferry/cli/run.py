@@ -77,6 +77,7 @@ def command(
 ) -> None:
     """Carry out a plan, or plan and carry out.
 
+    SERVER and VOLUME are names or ids; several volumes move together, in one cutover, all or none.
     Six phases: plan, seed, attach, sync, cutover, finish. Each promise is printed as it comes true,
     with its figures. On a terminal the plan's essentials are shown and one question is asked before
     anything is changed; a script is not asked.

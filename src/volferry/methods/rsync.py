@@ -211,10 +211,11 @@ class Rsync(Method):
         """What is copied, and what of it has been compared already."""
         passes = scene.passes()
         last = passes[-1] if passes else None
+        filesystems = scene.guest.filesystems(scene)
         return {
             "method": self.name,
-            "filesystems": scene.guest.filesystems(scene),
-            "exclude": list(scene.plan.wanted.exclude),
+            "filesystems": filesystems,
+            "exclude": excluded(scene.plan.wanted.exclude, [fs["mount"] for fs in filesystems]),
             "watermark": last.watermark if last else None,
             "clock_offset": last.clock_offset if last else None,
             "boot_id": last.boot_id if last else None,
@@ -234,6 +235,17 @@ def _declines(fs: Filesystem, *, renewed: bool) -> str:
                 "new one; put it into fstab instead"
             )
     return ""
+
+
+def excluded(paths: Sequence[str], mounts: Sequence[str]) -> dict[str, list[str]]:
+    """What to leave out of which mount: a whole path belongs to the innermost one that it is in."""
+    left_out: dict[str, list[str]] = {}
+    for path in paths:
+        within = [mount for mount in mounts if path.startswith(mount.rstrip("/") + "/")]
+        mount = max(within, key=len, default=mounts[0])
+        relative = path[len(mount) :] if within else path
+        left_out.setdefault(mount, []).append(relative.strip("/"))
+    return left_out
 
 
 def _as_pass(result: Json) -> Pass:
