@@ -67,7 +67,7 @@ def plan(
         *(
             [
                 _method_check(wanted, choices, method),
-                *_guest_checks(cloud, guest, method, pairs),
+                *_guest_checks(wanted, cloud, guest, method, pairs),
                 *_unit_checks(wanted, guest, units),
             ]
             if guest
@@ -382,7 +382,11 @@ def _no_guest(trouble: VolferryError | None) -> Check:
 
 
 def _guest_checks(
-    cloud: CloudFacts, guest: GuestFacts, method: Method | None, pairs: Sequence[Pair]
+    wanted: Wanted,
+    cloud: CloudFacts,
+    guest: GuestFacts,
+    method: Method | None,
+    pairs: Sequence[Pair],
 ) -> Iterable[Check]:
     other = guest.dmi_uuid and guest.dmi_uuid.lower() != cloud.server.id.lower()
     yield _check(
@@ -411,14 +415,18 @@ def _guest_checks(
         "; ".join(f"{d.path}, {d.size_bytes} bytes, serial {d.serial}" for d in guest.source_disks),
     )
     names = [fs for fs in guest.filesystems if fs.mounts]
-    yield Check(
-        name="mounts",
-        result=Result.OK if names else Result.REFUSAL,
-        found="; ".join(
-            f"{fs.device} {fs.fstype} on {', '.join(m.target for m in fs.mounts)}" for fs in names
-        )
-        or "nothing on the source is mounted",
+    shown = "; ".join(
+        f"{fs.device} {fs.fstype} on {', '.join(m.target for m in fs.mounts)}" for fs in names
     )
+    if wanted.raw:
+        yield _check("mounts", shown, "none, as --raw says", "without --raw: it has a filesystem")
+    else:
+        yield _check(
+            "mounts",
+            "" if names else "nothing on the source is mounted",
+            shown,
+            "--raw when a program uses the device itself",
+        )
     if method:
         missing = method.missing_tools(guest)
         yield _check(

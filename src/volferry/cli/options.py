@@ -137,6 +137,8 @@ def wanted_options(function: F) -> F:
                 help="Fill it from a snapshot or begin blank. Default: auto."),
         grouped(copy, "--method", metavar="NAME",
                 help="Default: the first one that does not decline."),
+        grouped(copy, "--raw", is_flag=True,
+                help="No filesystem is on it: a database's own device, moved as it is."),
         grouped(copy, "--exclude", metavar="PATH", multiple=True,
                 help="Leave this path out: a whole one, or below the (first) mount point;"
                 " repeatable."),

@@ -58,6 +58,8 @@ class Rsync(Method):
         mounted = [fs for fs in guest.filesystems if fs.mounts]
         if guest.family != "linux":
             return "it is for Linux guests"
+        if wanted.raw:
+            return "it copies files, and --raw says that there are none"
         if guest.other_content:
             return f"files are not all that the volume holds: {'; '.join(guest.other_content)}"
         if not mounted:
