@@ -169,7 +169,7 @@ def test_every_option_of_plan_arrives_as_a_wish(operations: Operations) -> None:
         "plan", "testsrv", "sourcevol", "--type", "cbs-premium", "--size", "60", "--name", "n",
         "--method", "rsync", "--seed", "blank", "--unit", "a.service", "--unit", "b.service",
         "--stop", "x stop", "--start", "x start", "--exclude", "tmp", "--bwlimit", "50M",
-        "--cutover", "manual", "--max-downtime", "500ms", "--settle", "0", "--hold",
+        "--cutover", "manual", "--max-downtime", "500ms", "--settle", "0", "--hold", "--raw",
         "--no-read-only", "--keep-snapshot", "--attach-timeout", "3m", "--sync-timeout", "1h",
         "--os-cloud", "mycloud", "--os-region-name", "az", "--ssh", "u@h", "--ssh-config", "f",
     )  # fmt: skip
@@ -182,7 +182,7 @@ def test_every_option_of_plan_arrives_as_a_wish(operations: Operations) -> None:
         "stop": ["x stop"], "start": ["x start"], "exclude": ["tmp"],
         "bwlimit_bytes_s": 50 * 1024**2, "cutover": "manual", "max_downtime_s": 0.5,
         "settle_s": 0.0, "hold": True, "read_only": False, "keep_snapshot": True,
-        "timeouts": {"attach_s": 180.0, "sync_s": 3600.0},
+        "raw": True, "timeouts": {"attach_s": 180.0, "sync_s": 3600.0},
     }  # fmt: skip
 
 
