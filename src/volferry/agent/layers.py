@@ -63,7 +63,8 @@ def read_block(place: Place, kname: str) -> Json:
 
 def partitions_of(place: Place, kname: str) -> List[str]:
     folder = "{}/class/block/{}".format(place.sys, kname)
-    return [name for name in names_in(folder) if os.path.exists(folder + "/" + name + "/partition")]
+    names = names_in(folder)
+    return [name for name in names if os.path.exists("{}/{}/partition".format(folder, name))]
 
 
 def blocks_above(place: Place, disks: Iterable[Disk]) -> List[Json]:

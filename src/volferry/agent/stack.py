@@ -74,26 +74,23 @@ def assemble_stack(
 
 
 def stack_problem(place: Place, layers: List[Json]) -> str:
-    """Why the stack could not be closed, apart from mounts; empty when it could. Costs no tool."""
-    ours: Set[str] = set()
-    tops: Dict[str, str] = {}
-    for layer in layers:
-        blocks = open_blocks(place, layer)
-        ours |= {block["kname"] for block in blocks}
-        ours |= {name for block in blocks for name in partitions_of(place, block["kname"])}
-    for layer in layers:
-        for block in open_blocks(place, layer):
-            strangers = [name for name in block["holders"] if name not in ours]
-            if strangers:
-                over = read_block(place, strangers[0])["path"]
-                return "{} lies on {}, and is none of the layers".format(over, block["path"])
-            wrong = array_problem(block)
-            if wrong:
-                return "{}: {}".format(block["path"], wrong)
-            if not block["holders"]:
-                tops[block["dev"]] = block["path"]
-    openers = find_openers(place, tops, 10.0)
-    return name_holders(openers)
+    """Why the stack could not be closed once its users have stopped; empty when it could.
+
+    Costs no tool, so that it can be asked with services running. Who has a device open is not
+    looked at: that is often who will be stopped, and ``release_stack`` names who was left.
+    """
+    opened = [block for layer in layers for block in open_blocks(place, layer)]
+    ours = {block["kname"] for block in opened}
+    ours |= {name for block in opened for name in partitions_of(place, block["kname"])}
+    for block in opened:
+        strangers = [name for name in block["holders"] if name not in ours]
+        if strangers:
+            over = read_block(place, strangers[0])["path"]
+            return "{} lies on {}, and is none of the layers".format(over, block["path"])
+        wrong = array_problem(block)
+        if wrong:
+            return "{}: {}".format(block["path"], wrong)
+    return ""
 
 
 def array_problem(block: Json) -> str:
