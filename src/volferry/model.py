@@ -446,6 +446,8 @@ class Wanted(Noun):
     max_downtime_s: float = 10.0
     settle_s: float = 60.0
     hold: bool = False
+    keep_standby: bool = False
+    """After the cutover the old volume is kept current, so that going back loses nothing."""
     raw: bool = False
     """The volume holds no filesystem: a database's own device, moved as it is."""
     read_only: bool = True
@@ -596,6 +598,8 @@ class Outcome(Noun):
     settled: bool = False
     problems: tuple[str, ...] = ()
     """What did not come back when the source became the live side again; a person has to look."""
+    standby: bool = False
+    """The source follows the target: going back loses nothing."""
     fstab_changes: tuple[str, ...] = ()
     """Lines that had to name the filesystem instead of the disk, in words."""
 

@@ -262,6 +262,26 @@ async def _ask(
     return await _engine(store, listen).carry(transfer.id)
 
 
+async def set_pace(id: str, store: Store, wanted: dict[str, Any]) -> dict[str, Any]:
+    """Change how fast the mirror of a transfer copies; what holds now.
+
+    ``wanted``: ``bwlimit_bytes_s`` (None: no limit) and ``pace``, what is not in it stays. Raises
+    ``Usage`` for a method whose passes cannot be told while they run, ``Stop`` when no mirror runs.
+    """
+    transfer = store.transfer(id)
+    _not_ended(transfer)
+    plan = transfer.plan
+    if not method(plan.method).tracks(plan):
+        raise Usage(
+            f"'{transfer.id}' copies by {plan.method}, which takes its limit when a pass begins",
+            data="nothing was changed",
+            hint="--bwlimit of 'volferry run' is for it",
+        )
+    async with await channel(plan.wanted, plan.cloud.server) as way_in:
+        guest = LinuxGuest(way_in, transfer.id, plan.wanted.timeouts)
+        return await guest.tell_mirror({"do": "set", **wanted})
+
+
 async def rollback(
     id: str, store: Store, *, accept_loss: bool, listen: Listener, handover_s: float = HANDOVER_S
 ) -> Transfer | None:

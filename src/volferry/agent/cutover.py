@@ -113,7 +113,8 @@ class Cutover:
         self.record: Json = stored if self.found_record else self.new_record()
         if self.back_only and not self.found_record:
             # What the cutover has shown has to be hidden again.
-            self.record.update(shown=stored.get("shown"), withheld=stored.get("withheld"))
+            kept = ("shown", "withheld", "standby")
+            self.record.update({key: stored.get(key) for key in kept})
 
     def new_record(self) -> Json:
         return {
@@ -135,6 +136,7 @@ class Cutover:
             "final_pass": None,
             "withheld": None,
             "shown": False,
+            "standby": False,
             "outcome": None,
         }
 
@@ -551,6 +553,8 @@ class Cutover:
                 self.put_side(file, "target")
             self.note("committed")
             self.publish(self.left(10.0), self.left(RELOAD_S))
+            if self.request.get("keep_standby"):
+                self.mover.stand_by()
 
     def put_side(self, file: Json, side: str) -> None:
         put_file(self.job.state_dir, file["path"], file[side], file.get("mode"))
@@ -746,6 +750,9 @@ class Cutover:
             self.tried(problems, self.stop_again)
             if not self.tried(problems, lambda: self.let_go("target", lambda most: GO_BACK_S)):
                 return self.stay_forward(reason, problems)
+            if self.record.get("standby") and not self.tried(problems, self.bring_back):
+                self.tried(problems, lambda: self.mount_side("target", lambda most: GO_BACK_S))
+                return self.stay_forward(reason, problems)
             for file in reversed(self.side_files):
                 self.tried(problems, functools.partial(self.put_side, file, "source"))
             self.tried(problems, self.mover.hide)
@@ -762,6 +769,17 @@ class Cutover:
         up_again = {"monotonic": time.monotonic(), "wall": time.time()}
         self.note(up_again=up_again, problems=problems)
         return self.conclude("reverted", reason)
+
+    def bring_back(self) -> None:
+        """What was written since the commit goes back too: the source has followed the target."""
+        self.deadline = time.monotonic() + self.deadline_s
+        for disk in self.disks("target"):
+            set_disk_read_only(disk, True)
+        try:
+            self.mover.copy_back()
+        finally:
+            for disk in self.disks("target"):
+                set_disk_read_only(disk, False)
 
     def tried(self, problems: List[str], work: Callable[[], None]) -> bool:
         try:
@@ -841,12 +859,15 @@ class Cutover:
                 raise AgentError("refused", "the source is the live side already")
             self.note(mounts=[plan._asdict() for plan in self.plan_mounts("target")])
             self.remember_units([unit["name"] for unit in self.request.get("units", [])])
+            if self.record.get("standby"):
+                self.mover.check()
             if self.place.has_systemd:
                 self.supervisor.enable()
         except Exception as error:  # noqa: BLE001 - nothing was touched yet
             live = "reverted" if not self.is_partly_committed() else "committed"
             return self.conclude(live, self.words(error))
         now = time.monotonic()
+        self.deadline = now + self.deadline_s
         stopped = {"monotonic": now, "wall": time.time()}
         self.note("starting", stopped=stopped, stop_commands=True, start_commands=True)
         return self.take_back(reason)
@@ -872,6 +893,7 @@ class Cutover:
             else {key: final[key] for key in PASS_FIELDS if key in final},
             "settled": settled,
             "problems": self.record.get("problems", []),
+            "standby": bool(self.record.get("standby")),
         }
 
     def conclude(self, result: str, reason: str, settled: bool = False) -> int:

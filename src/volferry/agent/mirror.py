@@ -19,6 +19,8 @@ Orders (JSON lines on the socket; those marked * wait for the end of the transfe
 ``final``*    {deadline_s, save: bool} nobody writes any more: copy the rest and compare it
 ``unmask``*   write what was withheld, read it back, let go of the targets
 ``mask``*     the cutover was taken back: hide the targets and go on
+``standby``*  the target is the live side: note its writes and keep the source current. After it
+              ``ready``, ``final`` and ``unmask`` are for the way back
 ``stop``*     end
 """
 
@@ -51,7 +53,7 @@ from volferry.agent.blocks import (
     put_zeros,
 )
 from volferry.agent.chunks import ChunkSet
-from volferry.agent.disks import Disk, blkid, resolve, wait_until_free
+from volferry.agent.disks import Disk, blkid, resolve, set_disk_read_only, wait_until_free
 from volferry.agent.install import publish
 from volferry.agent.jobs import Job, lower_priority, raise_priority, unlink_durably
 from volferry.agent.listen import Listener
@@ -110,7 +112,12 @@ class Side:
 class Mirror:
     def __init__(self, place: Place, job: Job, request: Json) -> None:
         self.place, self.job, self.request = place, job, request
-        self.sides = [Side(ref, resolve(place, ref)) for ref in request["sources"]]
+        self.kept: Optional[Json] = read_json(job.path(ORDERS))
+        """The order ``pairs``, which a restarted process has to find again."""
+        refs = request["sources"]
+        if self.kept is not None:  # the roles may have been swapped since
+            refs = [pair["source"] for pair in self.kept["pairs"]]
+        self.sides = [Side(ref, resolve(place, ref)) for ref in refs]
         self.lock = threading.Lock()
         """Over the tracker and the dirty sets: a thread of its own keeps draining."""
         self.orders: "queue.Queue[Order]" = queue.Queue()
@@ -126,6 +133,7 @@ class Mirror:
         self.passes: List[Json] = []
         self.phase = "tracking"
         self.throttle = Throttle()
+        self.pace = DEFAULT_PACE
         self.events = 0
         self.copy_bytes_s = 0.0
         self.compare_bytes_s = 0.0
@@ -135,8 +143,6 @@ class Mirror:
         self.ending = False
         self.held = False
         self.head_bytes = HEAD
-        self.kept: Optional[Json] = None
-        """The order ``pairs``, which a restarted process has to find again."""
         self.progress: Json = {}
 
     # -- the story
@@ -149,9 +155,8 @@ class Mirror:
         listener = Listener(self.job.state_dir, self.obey)
         try:
             self.take_loss()
-            kept = read_json(self.job.path(ORDERS))
-            if kept is not None:
-                self.begin(kept)
+            if self.kept is not None:
+                self.begin(self.kept)
             self.tell()
             while not self.ending:
                 self.turn()
@@ -438,6 +443,7 @@ class Mirror:
             "compare_bytes_s": round(self.compare_bytes_s, 1),
             "mask_s": round(self.mask_s, 4),
             "publish_s": round(self.publish_s, 4),
+            "standby": bool(self.kept and self.kept.get("swapped")),
             "verified": self.is_verified,
             "verify": self.verify,
             "events": self.events,
@@ -468,7 +474,7 @@ class Mirror:
             return self.figures()
         if do == "set":
             return self.settings(message)
-        if do not in ("pairs", "ready", "final", "unmask", "mask", "stop"):
+        if do not in ("pairs", "ready", "final", "unmask", "mask", "standby", "stop"):
             raise AgentError("usage", "the mirror knows no '{}'".format(do))
         order = Order(message)
         self.orders.put(order)
@@ -487,6 +493,7 @@ class Mirror:
             "final": self.final,
             "unmask": self.unmask,
             "mask": self.mask,
+            "standby": self.stand_by,
             "stop": self.stop,
         }
         try:
@@ -506,23 +513,29 @@ class Mirror:
             order.done.set()
 
     def settings(self, message: Json) -> Json:
+        """Takes effect at once, and is kept for a process that is begun again."""
         if "bwlimit_bytes_s" in message:
             self.throttle.bytes_s = message["bwlimit_bytes_s"]
         if message.get("pace") is not None:
             self.set_pace(float(message["pace"]))
-        return {"bwlimit_bytes_s": self.throttle.bytes_s}
+        now = {"bwlimit_bytes_s": self.throttle.bytes_s, "pace": self.pace}
+        if self.kept is not None and self.began_pairs:
+            self.kept.update(now)
+            write_json(self.job.path(ORDERS), self.kept)
+        return now
 
     def set_pace(self, pace: float) -> None:
+        self.pace = pace
         paths = ["{}/class/block/{}/stat".format(self.place.sys, side.source.kname)
                  for side in self.sides]  # fmt: skip
         self.throttle.share = Activity(paths, pace).share
 
     def begin(self, message: Json) -> Json:
         """Hide the targets and begin. The same pairs again change nothing but the settings."""
-        self.settings({"bwlimit_bytes_s": message.get("bwlimit_bytes_s")})
-        self.set_pace(float(message.get("pace") or DEFAULT_PACE))
         if self.began_pairs:
             return self.figures()
+        self.settings({"bwlimit_bytes_s": message.get("bwlimit_bytes_s")})
+        self.set_pace(float(message.get("pace") or DEFAULT_PACE))
         self.verify = message.get("verify") or "full"
         self.head_bytes = HEAD_LUKS if message.get("luks") else HEAD
         self.kept = message
@@ -674,6 +687,8 @@ class Mirror:
             assert side.pair is not None
             side.pair.close()
             side.pair = None
+        if self.kept is not None and self.kept.get("swapped"):
+            self.kept, self.ending = None, True  # the source is the live side again
         return {}
 
     def mask(self, message: Json) -> Json:
@@ -690,6 +705,36 @@ class Mirror:
         self.phase, self.held = "tracking", False
         lower_priority()
         return {}
+
+    def stand_by(self, message: Json) -> Json:
+        """Swap the roles: both are the same now, the target is about to be written to and the
+        source is hidden. Has to be done before the target is mounted."""
+        if self.kept is None or any(side.pair is not None for side in self.sides):
+            raise AgentError("refused", "the target was not shown yet")
+        try:
+            self.swap(self.kept)
+        except BaseException:
+            self.ending = True  # neither role is whole
+            raise
+        self.phase, self.held = "standby", False
+        lower_priority()
+        return {}
+
+    def swap(self, kept: Json) -> None:
+        pairs = [{"source": side.target_ref, "target": side.ref} for side in self.sides]
+        sides = [Side(pair["source"], resolve(self.place, pair["source"])) for pair in pairs]
+        with self.lock:
+            self.tracker.close()
+            self.sides = sides
+            self.tracker = self.new_tracker()
+            self.tracker.open()
+        for side, pair in zip(self.sides, pairs):
+            set_disk_read_only(resolve(self.place, pair["target"]), False)
+            side.target_ref = pair["target"]
+            self.open_pair(side, self.head_bytes)
+        self.kept = dict(kept, pairs=pairs, blank=False, swapped=True)
+        write_json(self.job.path(ORDERS), self.kept)
+        self.set_pace(self.pace)
 
     def stop(self, message: Json) -> Json:
         self.ending = True

@@ -89,6 +89,12 @@ class FilesMover:
     def hide(self) -> None:
         """As it can always be seen, there is nothing to hide."""
 
+    def stand_by(self) -> None:
+        raise AgentError("refused", "only the mirror keeps a standby")
+
+    def copy_back(self) -> None:
+        """Writes since the commit stay on the target."""
+
     def end(self) -> None:
         self.inside.end()
 
@@ -159,6 +165,8 @@ class BlocksMover:
             self.go_on()
             return
         try:
+            if self.cutover.back_only:
+                raise AgentError("missing", "its roles are swapped, or it has ended")
             self.ask("mask", 60.0)
         except AgentError as error:
             Log.say("the mirror cannot hide the target: {}".format(error.what))
@@ -173,11 +181,32 @@ class BlocksMover:
         except AgentError as error:
             Log.say("the mirror: {}".format(error.what))
 
+    def stand_by(self) -> None:
+        """From here on the source follows the target."""
+        self.ask("standby", self.cutover.left(60.0))
+        self.cutover.note(standby=True)
+
+    def copy_back(self) -> None:
+        """The way back of a standby: the source gets the last writes, and can be recognised."""
+        cutover = self.cutover
+        self.ask("ready", 30.0)
+        left = cutover.left(cutover.deadline_s)
+        result = self.ask("final", left + 1.0, deadline_s=left, save=False)
+        cutover.add_part("copy", result["copy_s"])
+        cutover.add_part("compare", result["compare_s"])
+        result.pop("withheld")
+        cutover.note(final_pass=result)
+        self.ask("unmask", cutover.left(60.0))
+        cutover.note(standby=False)
+
     def end(self) -> None:
         """It ends what it does by itself: its deadline is ours."""
 
     def leave(self) -> None:
-        """The target is the live side: there is nothing left to mirror."""
+        """The target is the live side: there is nothing left to mirror, unless the source is kept
+        as a standby."""
+        if self.cutover.record.get("standby"):
+            return
         try:
             self.ask("stop", 30.0)
         except AgentError as error:

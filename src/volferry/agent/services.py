@@ -30,7 +30,7 @@ def show(names: List[str]) -> Dict[str, Dict[str, str]]:
             "failed", "systemctl show told {} of {} units".format(len(blocks), len(names))
         )
     shown = {}
-    for name, block in zip(names, blocks):  # noqa: B905 - strict= came with 3.10
+    for name, block in zip(names, blocks):
         pairs = (line.partition("=") for line in block.splitlines())
         shown[name] = {key: value for key, _, value in pairs}
     return shown

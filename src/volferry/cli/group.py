@@ -34,6 +34,7 @@ VERBS = {
         "report": "what was measured and verified; also as a page",
     },
     "Decide": {
+        "set": "change how fast a transfer copies",
         "cutover": "open the gate of a transfer that waits",
         "resume": "go on with a transfer that stopped",
         "rollback": "take back what was made",

@@ -168,6 +168,8 @@ def wanted_options(function: F) -> F:
         grouped(after, "--settle", "settle_s", metavar="TIME", type=Duration(zero=True),
                 help="Watch the services so long; the guest goes back if they die. Default: 1m."),
         grouped(after, "--hold", is_flag=True, help="Stop there; 'finish' or 'rollback' goes on."),
+        grouped(after, "--keep-standby", is_flag=True, help="Hold, and keep the old volume current:"
+                " 'rollback' then loses nothing."),
         grouped(after, "--no-read-only", is_flag=True, help="Leave the source writable."),
         grouped(after, "--keep-snapshot", is_flag=True, help="Leave the snapshot."),
     ]  # fmt: skip

@@ -99,6 +99,10 @@ class Method(abc.ABC):
         """End that; nothing where it never began."""
         raise NotImplementedError
 
+    async def leave(self, scene: Scene) -> None:
+        """The source is about to leave the server: nothing of the method may need it any more."""
+        del scene
+
     @abc.abstractmethod
     async def prepare(self, scene: Scene) -> Receipt:
         """Bring the target's content into a state that passes can work on."""

@@ -113,6 +113,9 @@ class Mirror(Method):
     async def untrack(self, scene: Scene) -> None:
         await scene.guest.stop_mirror()
 
+    async def leave(self, scene: Scene) -> None:
+        await scene.guest.stop_mirror()
+
     async def _begin(self, scene: Scene) -> None:
         await scene.guest.start_mirror([pair.source.ref for pair in scene.plan.pairs])
 
@@ -244,6 +247,7 @@ class Mirror(Method):
             "pairs": scene.guest.pairs(scene),
             "layers": scene.guest.layers(scene),
             "detach_first": detaches_first(scene.plan.guest),
+            "keep_standby": scene.plan.wanted.keep_standby,
         }
 
     def meanwhile(self, scene: Scene) -> Callable[[Json], Awaitable[None]] | None:
@@ -313,8 +317,18 @@ def _reasons(wanted: Wanted, cloud: CloudFacts, guest: GuestFacts) -> Iterator[s
     smaller = wanted.size_gib is not None and wanted.size_gib < largest
     yield f"the target is smaller ({wanted.size_gib} of {largest} GiB)" if smaller else ""
     yield "it copies blocks and can leave out no files (--exclude)" if wanted.exclude else ""
+    if wanted.keep_standby:
+        yield from _no_standby(wanted, cloud, guest)
     automatic = ", ".join(mount.target for mount in mounts if mount.by is MountBy.AUTOFS)
     yield f"{automatic} is mounted by autofs, which would mount it in between" if automatic else ""
+
+
+def _no_standby(wanted: Wanted, cloud: CloudFacts, guest: GuestFacts) -> Iterator[str]:
+    """Why the old volume could not follow the new one."""
+    if detaches_first(guest):
+        yield "its source is detached before the commit and cannot be a standby (--keep-standby)"
+    if wanted.size_gib and any(wanted.size_gib > source.size_gib for source in cloud.sources):
+        yield "a larger target does not fit on the old volume (--keep-standby)"
 
 
 def _gains(passes: Sequence[Pass]) -> bool:

@@ -12,7 +12,7 @@ sides since its last change.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
 from volferry.methods import Method, Scene
@@ -55,19 +55,21 @@ class Rsync(Method):
     # ---- for the plan ----------------------------------------------------------------------------
 
     def declines(self, wanted: Wanted, cloud: CloudFacts, guest: GuestFacts) -> str:
+        return next(filter(None, self._reasons(wanted, guest)), "")
+
+    def _reasons(self, wanted: Wanted, guest: GuestFacts) -> Iterator[str]:
+        """Each thing that would make it decline; empty where it does not."""
         mounted = [fs for fs in guest.filesystems if fs.mounts]
-        if guest.family != "linux":
-            return "it is for Linux guests"
-        if wanted.raw:
-            return "it copies files, and --raw says that there are none"
-        if guest.other_content:
-            return f"files are not all that the volume holds: {'; '.join(guest.other_content)}"
-        if not mounted:
-            return "no filesystem of the volume is mounted"
+        yield "" if guest.family == "linux" else "it is for Linux guests"
+        yield "it copies files, and --raw says that there are none" if wanted.raw else ""
+        other = "; ".join(guest.other_content)
+        yield f"files are not all that the volume holds: {other}" if other else ""
+        yield "" if mounted else "no filesystem of the volume is mounted"
+        yield "it copies one way only (--keep-standby)" if wanted.keep_standby else ""
         if guest.subvolumes:
-            return f"{guest.subvolumes} btrfs subvolumes, which rsync -x would skip"
+            yield f"{guest.subvolumes} btrfs subvolumes, which rsync -x would skip"
         renewed = self.needs_blank(guest)
-        return next(filter(None, (_declines(fs, renewed=renewed) for fs in mounted)), "")
+        yield from (_declines(fs, renewed=renewed) for fs in mounted)
 
     def needs_blank(self, guest: GuestFacts) -> bool:
         # Two devices with one btrfs fsid can switch the mounted path (kernel commit a9261d4125c9):

@@ -24,6 +24,9 @@ class Cutover(Step):
     promise = "the service runs on the target; it was down for {downtime_s} s"
     undo_costs = Undo.CONSENT
 
+    def costs(self, receipt: Receipt) -> Undo:
+        return Undo.FREE if receipt["outcome"].get("standby") else self.undo_costs
+
     async def find(self, ctx: Context) -> Receipt | None:
         outcome: Outcome | None = await ctx.method.outcome(ctx)
         return self._receipt(ctx, outcome) if outcome and outcome.result == "committed" else None

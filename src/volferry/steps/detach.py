@@ -29,15 +29,18 @@ class Detach(Step):
         return {"sources": [{"source_id": source.id} for source in ctx.plan.cloud.sources]}
 
     async def do(self, ctx: Context) -> Receipt:
-        if ctx.plan.wanted.hold and not ctx.requests("finish"):
+        wanted = ctx.plan.wanted
+        if (wanted.hold or wanted.keep_standby) and not ctx.requests("finish"):
+            kept = "kept current (--keep-standby)" if wanted.keep_standby else "unchanged (--hold)"
             raise Held(
-                "the service runs on the target; the source is attached and unchanged (--hold)",
+                f"the service runs on the target; the source is attached and {kept}",
                 hint=f"volferry finish {ctx.transfer_id}     detaches the source and ends\n"
                 f"volferry rollback {ctx.transfer_id}   goes back to the source",
             )
         began = time.monotonic()
         sources = ctx.plan.cloud.sources
         await self._look(ctx, "before the source is detached")
+        await ctx.method.leave(ctx)
         for source in sources:
             await unplug(ctx, source.id)
             await self._look(ctx, f"after the source {source.label} was detached")
