@@ -339,8 +339,6 @@ class GuestFacts(Noun):
     filesystems: tuple[Filesystem, ...] = ()
     other_content: tuple[str, ...] = ()
     """What else lies on the disks (LVM, LUKS, swap, unmounted filesystems), one sentence each."""
-    raw_devices: tuple[str, ...] = ()
-    """Disks, partitions and logical volumes without any signature: nothing, or a program's own."""
     layers: tuple[Layer, ...] = ()
     """Volume groups, encryptions and arrays on the sources, bottom to top."""
     nested_mounts: tuple[str, ...] = ()
@@ -361,12 +359,6 @@ class GuestFacts(Noun):
     lvm_devices_path: str = ""
     free_bytes: int = 0
     """Free space where our state lies (``/var/lib``)."""
-
-    def unexplained(self, *, raw: bool = False) -> tuple[str, ...]:
-        """``other_content`` without what layers are and offer, and, with ``raw``, bare devices."""
-        known = {path for layer in self.layers for path in (*layer.devices, *layer.above)}
-        known |= set(self.raw_devices) if raw else set()
-        return tuple(text for text in self.other_content if text.partition(" ")[0] not in known)
 
     def tool(self, name: str) -> Tool | None:
         return next((t for t in self.tools if t.name == name and t.path), None)

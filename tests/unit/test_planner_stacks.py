@@ -92,7 +92,6 @@ BARE = GUEST.model_copy(
     update={
         "filesystems": (),
         "layers": (),
-        "raw_devices": ("/dev/vdb",),
         "other_content": ("/dev/vdb has no known content",),
     }
 )

@@ -66,7 +66,6 @@ def test_a_volume_group_on_an_encryption_comes_after_it():
 def test_who_has_a_logical_volume_without_a_filesystem_open_is_a_holder():
     facts = read(raw_facts("lvm-on-luks"))
 
-    assert "/dev/mapper/my--vg-raw" in facts.raw_devices
     [holder] = [h for h in facts.holders if h.path == "/dev/mapper/my--vg-raw"]
     assert (holder.kind, holder.unit, holder.stoppable) == ("process", "holder.service", True)
 
@@ -122,18 +121,8 @@ def test_rsync_leaves_stacks_alone(layout):
     assert Rsync().declines(Wanted(server="s", volumes=("v",)), None, facts).startswith("files are")
 
 
-def test_layers_explain_what_lies_on_the_disk_and_raw_explains_bare_devices():
-    facts = read(raw_facts("lvm-on-luks"))
-
-    assert facts.other_content and facts.unexplained() == ()
-    bare = GuestFacts(family="linux", other_content=("/dev/vdb has no known content",))
-    assert bare.unexplained(raw=True) == bare.other_content
-    bare = bare.model_copy(update={"raw_devices": ("/dev/vdb",)})
-    assert (bare.unexplained(), bare.unexplained(raw=True)) == (bare.other_content, ())
-
-
 def test_an_encryption_that_is_not_open_is_a_layer_without_devices():
-    raw = json.loads((FACTS / "debian-12-luks.json").read_text())
+    raw = raw_facts("luks")
 
     [layer] = read(raw).layers
 
@@ -203,6 +192,15 @@ def test_a_mapping_of_a_strange_kind_is_a_layer_that_cannot_be_moved():
     [layer] = read(raw).layers
 
     assert layer.kind == "other" and "encryption without LUKS" in layer.problem
+
+
+def test_a_pool_of_zfs_is_a_layer_that_cannot_be_moved():
+    raw = raw_facts("luks")
+    raw["blkid"]["/dev/vdb"] = {"TYPE": "zfs_member"}
+
+    [layer] = read(raw).layers
+
+    assert layer.problem.startswith("/dev/vdb is a member of a ZFS pool, which volferry")
 
 
 def test_a_key_that_was_not_seen_to_open_it_needs_a_person():

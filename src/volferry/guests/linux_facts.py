@@ -5,7 +5,7 @@ shape of ``raw``.
 """
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from volferry.guests import fstab, mounts, stacks, systemd
 from volferry.model import (
@@ -79,7 +79,6 @@ def read(raw: Json, sources: Sequence[DiskRef]) -> GuestFacts:
         partition_tables=tuple(_partition_tables(raw, found)),
         filesystems=tuple(filesystems),
         other_content=tuple(other),
-        raw_devices=tuple(_bare(raw, (text.partition(" ")[0] for text in other))),
         layers=layers,
         nested_mounts=tuple(raw.get("nested_mounts") or ()),
         subvolumes=sum(n or 0 for n in (raw.get("btrfs_subvolumes") or {}).values()),
@@ -177,14 +176,6 @@ def _mounted(
         mounts=tuple(_mount(raw, entry, names, table) for entry in mounted),
         **where,
     )
-
-
-def _bare(raw: Json, paths: Iterable[str]) -> Iterator[str]:
-    """Those without any signature."""
-    for path in paths:
-        probe = (raw.get("blkid") or {}).get(path)
-        if probe is not None and not {"TYPE", "PTTYPE"} & set(probe):
-            yield path
 
 
 def _not_mounted(path: str, kind: str, is_partition: bool) -> str:

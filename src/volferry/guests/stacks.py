@@ -12,7 +12,8 @@ from volferry.model import GuestFacts, Json, Layer, Member
 
 CRYPTTAB = "/etc/crypttab"
 
-_TYPES = {"LVM2_member": "lvm", "crypto_LUKS": "luks", "linux_raid_member": "md"}
+# The kernel holds these with no mount and no process to be seen.
+_HELD = {"zfs_member": "a member of a ZFS pool", "bcache": "a part of a bcache"}
 _STRANGE_KEYS = ("CRYPT-PLAIN", "CRYPT-TCRYPT", "CRYPT-BITLK")
 
 
@@ -267,6 +268,14 @@ class _Stack:
 
     def _others(self) -> Iterator[Layer]:
         """Device-mapper tables and the like that nobody here knows how to open again."""
+        for kind, words in _HELD.items():
+            for block in self._holding(kind):
+                yield Layer(
+                    kind="other",
+                    name=block["path"],
+                    problem=f"{block['path']} is {words}, which volferry does not take over",
+                    **self._made_of([block["path"]]),
+                )
         for block in self.above:
             uuid = (block["dm"] or {}).get("uuid", "")
             if block["md"] or block["partition"] is not None or uuid.startswith("LVM-"):
