@@ -80,7 +80,7 @@ LAYOUTS = {
     ),
     "lvm-half": (
         """
-        pvcreate -q -y $d $e; vgcreate -q both $d $e; lvcreate -q -y -i 2 -L 200M -n data both
+        pvcreate -q -y $d $e; vgcreate -q both $d $e; lvcreate -q -y -i 2 -L 400M -n data both
         mkfs.xfs -q -f /dev/both/data; mkdir -p /srv/stack; mount /dev/both/data /srv/stack
         """,
         "umount /srv/stack; vgremove -q -ff -y both; pvremove -q -ff -y $d $e",

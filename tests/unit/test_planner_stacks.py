@@ -3,6 +3,7 @@
 import pytest
 
 from volferry import planner
+from volferry.methods.mirror import ASSUMED_LAYER_S, Mirror
 from volferry.model import (
     GIB,
     Attachment,
@@ -82,7 +83,7 @@ GUEST = GuestFacts(
     tools=tuple(
         Tool(name=n, path=f"/sbin/{n}", package=n)
         for n in (
-            "python3", "mount", "umount", "blkid", "cryptsetup", "vgchange", "lvchange", "mdadm",
+            "python3", "mount", "umount", "blkid", "cryptsetup", "lvs",
         )
     ),
     free_bytes=GIB,
@@ -121,6 +122,30 @@ def test_a_healthy_stack_is_told_layer_by_layer_with_its_figures():
         Result.OK,
         "/etc/keys/secret opens secret in 1.2 s",
     )
+
+
+def test_the_mirror_takes_a_healthy_stack_and_counts_its_layers_into_the_downtime():
+    mirror = Mirror()
+
+    assert mirror.declines(WANTED, CLOUD, GUEST) == ""
+    assert {"lvs", "cryptsetup"} <= {tool.name for tool in mirror.tools(GUEST)}
+    stacked_s, plain_s = (mirror.predict(guest, ()).parts for guest in (GUEST, stacked()))
+    assert stacked_s["mount"] == plain_s["mount"] + 2 * ASSUMED_LAYER_S + LUKS.open_s
+    assert stacked_s["unmount"] == plain_s["unmount"] + 2 * ASSUMED_LAYER_S
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"elsewhere": ("/dev/vdc",)}, "lies on /dev/vdc as well"),
+        ({"problem": "a resync runs"}, "a resync runs"),
+        ({"key": ""}, "does not open without a person"),
+    ],
+)
+def test_the_mirror_declines_a_stack_that_it_cannot_switch(change, reason):
+    guest = stacked(LUKS.model_copy(update=change), GROUP)
+
+    assert reason in Mirror().declines(WANTED, CLOUD, guest)
 
 
 def test_nothing_is_said_of_stacks_where_there_are_none():

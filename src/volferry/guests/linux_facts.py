@@ -43,6 +43,9 @@ _PACKAGES: dict[str, str | tuple[str, str, str]] = {
     "xfs_growfs": "xfsprogs",
     "mkfs.btrfs": ("btrfs-progs", "btrfs-progs", "btrfsprogs"),
     "btrfs": ("btrfs-progs", "btrfs-progs", "btrfsprogs"),
+    "lvs": "lvm2",
+    "cryptsetup": ("cryptsetup-bin", "cryptsetup", "cryptsetup"),
+    "mdadm": "mdadm",
 }
 
 _CONTENT = {

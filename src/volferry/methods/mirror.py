@@ -36,6 +36,12 @@ from volferry.model import (
 ASSUMED_COPY_S = 0.5
 """Of the last chunks, before anything has been measured."""
 
+ASSUMED_LAYER_S = 0.5
+"""To close a layer, and to open it but for the trying of its key, which was measured."""
+
+_LAYER_TOOLS = {"lvm": "lvs", "luks": "cryptsetup", "md": "mdadm"}
+"""One of each package's programs; the others come with it."""
+
 POLL_S = 0.5
 DETACH_NEEDS_S = 20.0
 """Time that the guest must still have when the source is asked out of it: seconds are usual."""
@@ -58,7 +64,8 @@ class Mirror(Method):
 
     def tools(self, guest: GuestFacts) -> Sequence[Tool]:
         known = {tool.name: tool for tool in guest.tools}
-        names = ("python3", "mount", "umount", "blkid")
+        layers = {_LAYER_TOOLS[layer.kind] for layer in guest.layers if layer.kind in _LAYER_TOOLS}
+        names = ("python3", "mount", "umount", "blkid", *sorted(layers))
         return [known.get(name, Tool(name=name)) for name in names]
 
     def tracks(self, plan: Plan) -> bool:
@@ -77,13 +84,15 @@ class Mirror(Method):
         unmeasured = [u.name for u in units if u.stop_s is None or u.start_s is None]
         stop_s = sum(ASSUMED_UNIT_S if u.stop_s is None else u.stop_s for u in units)
         mounting_s = sum(len(fs.mounts) for fs in guest.filesystems) * ASSUMED_MOUNT_S
+        opened = [layer for layer in guest.layers if layer.above]
+        opening_s = sum(ASSUMED_LAYER_S + layer.open_s for layer in opened)
         parts = {
             "stop": stop_s,
-            "unmount": mounting_s,
+            "unmount": mounting_s + len(opened) * ASSUMED_LAYER_S,
             "copy": ASSUMED_COPY_S,
             "compare": ASSUMED_COPY_S,
             "commit": ASSUMED_COMMIT_S,
-            "mount": mounting_s,
+            "mount": mounting_s + opening_s,
             "start": sum(ASSUMED_UNIT_S if u.start_s is None else u.start_s for u in units),
         }
         basis = "nothing measured yet"
