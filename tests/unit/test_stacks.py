@@ -183,6 +183,24 @@ def test_an_array_at_work_has_a_problem(files, problem):
     assert read(raw).layers[0].problem == problem
 
 
+@pytest.mark.parametrize(
+    ("conf", "problem"),
+    [
+        ("DEVICE partitions containers\nARRAY /dev/md0 UUID=1:2:3:4\n", ""),
+        ("# DEVICE /dev/vdb\nHOMEHOST <system>\n", ""),
+        ("DEVICE /dev/vd[bc]\n", "mdadm.conf names disks: DEVICE /dev/vd[bc]"),
+        ("ARRAY /dev/md0\n  devices=/dev/vdb,/dev/vdc\n", "devices=/dev/vdb,/dev/vdc"),
+    ],
+)
+def test_an_array_that_mdadm_finds_by_the_names_of_its_disks_cannot_move(conf, problem):
+    raw = raw_facts("md-raid0")
+    raw["stack"]["mdadm_conf"] = conf
+
+    found = read(raw).layers[0].problem
+
+    assert problem in found and bool(problem) == bool(found)
+
+
 def test_a_mapping_of_a_strange_kind_is_a_layer_that_cannot_be_moved():
     raw = raw_facts("luks-keyfile")
     mapping = next(b for b in raw["stack"]["blocks"] if b["dm"])

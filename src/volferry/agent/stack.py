@@ -21,6 +21,7 @@ from volferry.agent.basics import AgentError, Json, Place, names_in, read_text, 
 from volferry.agent.disks import resolve, resolve_device
 from volferry.agent.holders import find_openers, name_holders
 from volferry.agent.layers import is_luks, partitions_of, read_block
+from volferry.agent.mounts import device_number, mount_table
 
 MOMENT_S = 2.0
 """How long a device may be busy with programs that only look at it, such as those of udev."""
@@ -211,10 +212,12 @@ def close_with(place: Place, layer: Json, argv: List[str], deadline: float) -> N
         time.sleep(0.1)
     devices = {block["dev"]: block["path"] for block in open_blocks(place, layer)}
     who = name_holders(find_openers(place, devices, min(5.0, seconds_to(deadline))))
+    mounted = [entry.target for entry in mount_table(place) if device_number(entry) in devices]
+    where = "mounted on " + ", ".join(mounted) if mounted else "no process is seen to hold it"
     raise AgentError(
         "busy",
         "{} cannot be closed: {}".format(layer["name"], ran.complaint),
-        "held by: " + who if who else "no process is seen to hold it",
+        "held by: " + who if who else where,
     )
 
 

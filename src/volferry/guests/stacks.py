@@ -4,6 +4,7 @@ Reads what the agent's ``stack_facts`` says. A layer that is not open counts as 
 udev event, may open it.
 """
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -130,6 +131,7 @@ class _Stack:
         self.lvm: Json = told.get("lvm") or {}
         self.keys: Json = told.get("keys") or {}
         self.arrays: Json = told.get("arrays") or {}
+        self.mdadm_conf: str = told.get("mdadm_conf") or ""
         self.crypttab = crypttab.parse(told.get("crypttab") or "")
         self.lv_paths = {
             lv["lv_dm_path"]: [lv["lv_path"]] for lv in self.lvm.get("lvs") or [] if lv["lv_path"]
@@ -262,7 +264,7 @@ class _Stack:
                 uuid=told.get("MD_UUID") or uuid,
                 above=tuple(dict.fromkeys([over["path"], *parts])) if over else (),
                 detail=over["md"]["level"] if over else "",
-                problem=_array_problem(over["md"]) if over else "",
+                problem=(over and _array_problem(over["md"])) or _disks_named(self.mdadm_conf),
                 **self._made_of(slaves or [block["path"] for block in blocks]),
             )
 
@@ -334,6 +336,16 @@ def _group_problems(group: Json, volumes: Sequence[Json]) -> Iterator[str]:
         # A cache and a thin volume fill this field too, with how much is clean or mapped.
         if synced and lv["segtype"].startswith(("raid", "mirror")) and float(synced) < 100:
             yield f"{full} is {synced} % in sync"
+
+
+def _disks_named(mdadm_conf: str) -> str:
+    """A line of mdadm.conf(5) that would keep the array from being found on other disks."""
+    for line in re.sub(r"\n[ \t]+", " ", mdadm_conf).splitlines():
+        keyword, *words = line.split("#")[0].split() or [""]
+        only = keyword.upper() == "DEVICE" and "partitions" not in words
+        if only or any(word.startswith("devices=") for word in words):
+            return f"mdadm.conf names disks: {' '.join([keyword, *words])}"
+    return ""
 
 
 def _array_problem(md: Json) -> str:
