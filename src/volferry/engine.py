@@ -334,6 +334,8 @@ class Engine:
             self._forget_old_requests(id, "stop")
             if back:
                 error.hint = ""  # it advises to resume
+        # Such as the cloud's word that an object is not there any more.
+        error.data = error.data or "the transfer stands still where it is; what was done is kept"
         asks = isinstance(error, errors.NeedsConsent)
         if not asks and not any(
             f"volferry {verb}" in error.hint for verb in ("resume", "rollback")

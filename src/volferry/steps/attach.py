@@ -4,7 +4,7 @@ import contextlib
 import time
 from typing import ClassVar
 
-from volferry.errors import Stop
+from volferry.errors import NotFound, Stop
 from volferry.model import Disk, Json, Pair, Receipt, Volume
 from volferry.steps.progress import follow
 from volferry.steps.step import Context, Phase, Step, Undo
@@ -89,7 +89,9 @@ class Attach(Step):
 
     async def undo(self, ctx: Context, receipt: Receipt) -> None:
         for disk in receipt["disks"]:
-            await unplug(ctx, disk["volume_id"])
+            # Somebody else may have deleted it: then it is in no server.
+            with contextlib.suppress(NotFound):
+                await unplug(ctx, disk["volume_id"])
 
 
 async def unplug(ctx: Context, volume_id: str) -> Volume:

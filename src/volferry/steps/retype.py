@@ -3,6 +3,7 @@
 import time
 from typing import ClassVar
 
+from volferry.errors import NotFound
 from volferry.model import Json, Pair, Plan, Receipt, Volume
 from volferry.steps.progress import follow
 from volferry.steps.step import Context, Phase, Step
@@ -52,7 +53,10 @@ class Retype(Step):
     async def undo(self, ctx: Context, receipt: Receipt) -> None:
         """Nothing to go back to: the targets are deleted next. Only a retype that runs must end."""
         for _, made in _made(ctx):
-            volume = await ctx.cloud.volume(made["volume_id"])
+            try:
+                volume = await ctx.cloud.volume(made["volume_id"])
+            except NotFound:
+                continue  # somebody else deleted it
             if volume.status == "retyping":
                 await ctx.cloud.wait_volume(
                     volume.id,

@@ -41,15 +41,22 @@ class TakeSnapshot(Step):
         return _receipt(made, time.monotonic() - began)
 
     async def _take(self, ctx: Context, pair: Pair) -> Snapshot:
-        asked = await ctx.cloud.create_snapshot(
-            pair.source.id, f"volferry-{ctx.transfer_id}", ctx.transfer_id
-        )
+        asked = await self._ask(ctx, pair)
+        if asked.status == "error":  # an earlier attempt ended so, and it never gets well
+            await delete(ctx, _receipt([(pair, asked)], 0.0))
+            asked = await self._ask(ctx, pair)
         made: Snapshot = await ctx.cloud.wait_snapshot(
             asked.id,
             deadline_s=ctx.plan.wanted.timeouts.snapshot_s,
             progress=follow(ctx, f"snapshot {asked.id}"),
         )
         return made
+
+    async def _ask(self, ctx: Context, pair: Pair) -> Snapshot:
+        asked: Snapshot = await ctx.cloud.create_snapshot(
+            pair.source.id, f"volferry-{ctx.transfer_id}", ctx.transfer_id
+        )
+        return asked
 
     async def undo(self, ctx: Context, receipt: Receipt) -> None:
         await delete(ctx, receipt)

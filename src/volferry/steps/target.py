@@ -41,7 +41,7 @@ class Target(Step):
 
     async def do(self, ctx: Context) -> Receipt:
         began = time.monotonic()
-        asked = [(pair, await self._ask(ctx, pair)) for pair in ctx.plan.pairs]
+        asked = [(pair, await self._ask_again(ctx, pair)) for pair in ctx.plan.pairs]
         made = [(pair, await self._made(ctx, volume)) for pair, volume in asked]
         return _receipt(made, time.monotonic() - began)
 
@@ -53,6 +53,14 @@ class Target(Step):
             progress=follow(ctx, f"volume {asked.id}"),
         )
         return made
+
+    async def _ask_again(self, ctx: Context, pair: Pair) -> Volume:
+        """An earlier attempt may have ended in error; that one never gets well."""
+        asked = await self._ask(ctx, pair)
+        if asked.status != "error":
+            return asked
+        await self.undo(ctx, _receipt([(pair, asked)], 0.0))
+        return await self._ask(ctx, pair)
 
     async def _ask(self, ctx: Context, pair: Pair) -> Volume:
         try:
