@@ -131,11 +131,59 @@ def fsync_directory(path: bytes) -> None:
         os.close(fd)
 
 
+class Room:
+    """Space on the guest's root disk that is kept for the records of a cutover.
+
+    A root disk that fills up while services are down would else leave them down: neither the way
+    forward nor the way back can be written down then. A piece is given up for each write that finds
+    no space; a write is a few KiB, and frees as much when it has replaced its file.
+    """
+
+    folder = ""
+    PIECES, PIECE = 16, 64 * 1024
+
+    @classmethod
+    def keep(cls) -> None:
+        """Raises OSError where there is not even that much."""
+        os.makedirs(cls.folder, mode=0o700, exist_ok=True)
+        for number in range(cls.PIECES):
+            path = os.path.join(cls.folder, str(number))
+            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            try:
+                os.posix_fallocate(fd, 0, cls.PIECE)
+            finally:
+                os.close(fd)
+
+    @classmethod
+    def give(cls) -> bool:
+        """Free one piece. False when there is none left."""
+        with contextlib.suppress(OSError):
+            for name in os.listdir(cls.folder):
+                os.unlink(os.path.join(cls.folder, name))
+                return True
+        return False
+
+    @classmethod
+    def give_all(cls) -> None:
+        while cls.give():
+            pass
+
+
 def write_atomically(path: str, content: bytes, mode: int, durable: bool = True) -> None:
     """Replace ``path``: a reader (or a power cut) sees the old content or the new, nothing else.
 
     Owner and SELinux label of a file that is replaced stay what they were.
     """
+    while True:
+        try:
+            replace_file(path, content, mode, durable)
+            return
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not Room.give():
+                raise
+
+
+def replace_file(path: str, content: bytes, mode: int, durable: bool) -> None:
     raw = to_bytes(path)
     folder, name = os.path.split(raw)
     temporary = os.path.join(folder, b"." + name + b".volferry-tmp")
@@ -316,11 +364,12 @@ class Log:
             return
         stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         line = "{} {} {}\n".format(stamp, os.getpid(), one_line(text))
-        fd = os.open(cls.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600)
-        try:
-            os.write(fd, to_bytes(line))
-        finally:
-            os.close(fd)
+        with contextlib.suppress(OSError):  # a full disk must cost no more than this line
+            fd = os.open(cls.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600)
+            try:
+                os.write(fd, to_bytes(line))
+            finally:
+                os.close(fd)
 
     @classmethod
     def tail(cls, path: str, lines: int = 20) -> List[str]:

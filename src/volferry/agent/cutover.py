@@ -15,6 +15,7 @@ from volferry.agent.basics import (
     Json,
     Log,
     Place,
+    Room,
     Shutdown,
     Stopped,
     must,
@@ -271,6 +272,7 @@ class Cutover:
     def check(self) -> None:
         """Everything that could fail later and can be known now."""
         self.job.report("armed", force=True, what="checking")
+        Room.keep()
         self.same_namespace()
         units = self.request.get("units", [])
         if units and not self.place.has_systemd:
@@ -907,6 +909,7 @@ class Cutover:
     def finish(self) -> int:
         """Tell the outcome of the record. Repeatable."""
         outcome = self.record["outcome"]
+        Room.give_all()
         self.supervisor.disable()
         most_s = self.request.get("max_downtime_s")
         result = {

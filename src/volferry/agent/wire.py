@@ -6,7 +6,7 @@ import signal
 import sys
 from typing import Callable, Dict, List
 
-from volferry.agent.basics import AgentError, Json, Log, Place, say, to_text
+from volferry.agent.basics import AgentError, Json, Log, Place, Room, say, to_text
 from volferry.agent.cutover import Cutover
 from volferry.agent.disks import verb_find
 from volferry.agent.facts import verb_facts
@@ -39,6 +39,7 @@ def work(state_dir: str) -> int:
     supervisor that there is nothing more to do."""
     place = place_of(state_dir)
     Log.path = os.path.join(state_dir, "log")
+    Room.folder = os.path.join(state_dir, "room")
     job = Job(place, state_dir)
     with locked(os.path.join(state_dir, "work.lock"), 5.0) as got:
         if not got:
@@ -82,6 +83,7 @@ def early(state_dir: str) -> int:
     the guest from booting: the worker tries again and tells."""
     place = place_of(state_dir)
     Log.path = os.path.join(state_dir, "log")
+    Room.folder = os.path.join(state_dir, "room")
     job = Job(place, state_dir)
     asked_for = job.read()
     if asked_for and asked_for["job"] == "cutover":
