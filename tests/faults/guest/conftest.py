@@ -1,0 +1,32 @@
+"""The rig of the tests on real disks, for tests that break what runs on it."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).resolve().parent
+_DISKS = HERE.parents[1] / "disks"
+sys.path.insert(0, str(_DISKS))
+
+_spec = importlib.util.spec_from_file_location("volferry_disks_fixtures", _DISKS / "conftest.py")
+assert _spec is not None
+assert _spec.loader is not None
+_fixtures = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(_fixtures)
+
+guest, disks, world, stand_in = (
+    _fixtures.guest, _fixtures.disks, _fixtures.world, _fixtures.stand_in,
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    from agent_rig import why_no_loop_devices  # noqa: PLC0415 - on the path only now
+
+    why = why_no_loop_devices()
+    for item in items:
+        if item.path.is_relative_to(HERE):
+            item.add_marker(pytest.mark.disks)
+            if why:
+                item.add_marker(pytest.mark.skip(reason=why))
