@@ -1,6 +1,7 @@
 # What a developer types. Everything works from nothing: each target makes what it needs.
 #   make demo   a live move of a PostgreSQL volume in the lab, with proof
 #   make test   all tests, the lab's included      make check   style, types, layers, spelling
+#   make test-faults   every fault in the lab      make soak    random faults, for 30 minutes
 #   make lab / lab-down                            make bench   the README's figures
 #
 # PYTEST_ARGS narrows the tests: make test PYTEST_ARGS="tests/unit -k fstab"
@@ -11,6 +12,7 @@ BIN := $(VENV)/bin
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 SOURCES := src lab demo tests benchmarks
 PYTEST_ARGS ?=
+SOAK_ARGS ?=
 
 .PHONY: install demo test check lint format-check types layers spelling lab lab-down bench clean
 
@@ -36,6 +38,15 @@ tools:
 
 test: install tools
 	$(SUDO) $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# All faults that are real only in the lab; ``make test`` carries a few of them.
+.PHONY: test-faults soak
+test-faults: install tools
+	$(SUDO) env VOLFERRY_EVERY_FAULT=1 $(BIN)/python -m pytest tests/faults $(PYTEST_ARGS)
+
+# SOAK_ARGS="--minutes 5 --seed 7"
+soak: install
+	$(SUDO) $(BIN)/python -m tests.soak $(SOAK_ARGS)
 
 demo: install
 	$(SUDO) $(BIN)/python -m demo

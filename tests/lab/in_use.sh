@@ -32,6 +32,7 @@ while True:
     os.write(written, b"%d\n" % number)
     os.fsync(written)
     os.write(acknowledged, b"%d\n" % number)
+    os.fsync(acknowledged)
     time.sleep(0.3)
 PYTHON
 rm -f /var/tmp/acknowledged

@@ -17,8 +17,8 @@ UNIT = "writer.service"
 
 
 class Command:
-    def __init__(self, lab: Lab, state: Path) -> None:
-        self.lab, self.state = lab, state
+    def __init__(self, lab: Lab, state: Path, **environment: str) -> None:
+        self.lab, self.state, self.more = lab, state, environment
         self.log = state / "output.log"
         self._started: list[subprocess.Popen[bytes]] = []
 
@@ -33,9 +33,10 @@ class Command:
             "OS_CLOUD": "volferry-lab",
             "NO_COLOR": "1",
             "COLUMNS": "200",
+            **self.more,
         }
 
-    def __call__(self, *words: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+    def __call__(self, *words: str, code: int | None = 0) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
             self._argv(*words),
             env=self._environment,
@@ -47,7 +48,9 @@ class Command:
         )
         with self.log.open("a") as log:
             log.write(f"$ {' '.join(words)}\n{done.stdout}{done.stderr}[{done.returncode}]\n")
-        assert done.returncode == code, f"{words[0]} ended with {done.returncode}:\n{done.stderr}"
+        assert code in (None, done.returncode), (
+            f"{words[0]} ended with {done.returncode}:\n{done.stderr}"
+        )
         return done
 
     def start(self, *words: str) -> subprocess.Popen[bytes]:

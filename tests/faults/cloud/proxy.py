@@ -18,8 +18,6 @@ import contextlib
 import http.client
 import json
 import re
-import socket
-import threading
 import time
 import uuid
 from collections import Counter
@@ -27,6 +25,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 from urllib.parse import urlsplit
+
+from tests.faults.loopback import Loopback
 
 HOP_BY_HOP = {"connection", "proxy-connection", "keep-alive", "transfer-encoding", "content-length"}
 UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f-]{27}")
@@ -98,10 +98,9 @@ class Answer:
     body: bytes
 
 
-class Proxy:
-    """Listens on loopback, in a thread and an event loop of its own."""
-
+class Proxy(Loopback):
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+        super().__init__()
         self.now = now
         self.met: Counter[str] = Counter()
         self.request_ids: list[str] = []
@@ -114,13 +113,10 @@ class Proxy:
         """Ids that stale reads do not know yet."""
         self._stale_until = -1.0
         self._passing = 0
-        self._loop = asyncio.new_event_loop()
-        self._socket = socket.create_server(("127.0.0.1", 0))
-        self._thread = threading.Thread(target=self._loop.run_forever, name="proxy")
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self._socket.getsockname()[1]}"
+        return f"http://127.0.0.1:{self.port}"
 
     @property
     def environment(self) -> dict[str, str]:
@@ -137,28 +133,6 @@ class Proxy:
             time.sleep(0.002)
         self._seen.clear()
         self._stale_until = -1.0
-
-    # ---- its life --------------------------------------------------------------------------------
-
-    def __enter__(self) -> "Proxy":
-        self._thread.start()
-        started = asyncio.start_server(self._serve, sock=self._socket)
-        self._server = asyncio.run_coroutine_threadsafe(started, self._loop).result(10)
-        return self
-
-    def __exit__(self, *args: object) -> None:
-        asyncio.run_coroutine_threadsafe(self._end(), self._loop).result(10)
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(10)
-        self._loop.close()
-
-    async def _end(self) -> None:
-        self._server.close()
-        others = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in others:
-            task.cancel()
-        await asyncio.gather(*others, return_exceptions=True)
-        await self._loop.shutdown_default_executor()
 
     # ---- one request -----------------------------------------------------------------------------
 

@@ -1,0 +1,172 @@
+"""A volume in use in the lab, the command that moves it through faults, and what must be true."""
+
+import contextlib
+import re
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from lab.api import Lab
+from tests.faults.cloud.proxy import Proxy
+from tests.faults.lab.relay import Relay
+from tests.lab import volferry_command
+from tests.lab.volferry_command import Command, Guest
+from volferry.steps import SEQUENCE
+
+UNIT, MOUNT = "writer.service", "/srv/data"
+IN_USE = Path(volferry_command.__file__).with_name("in_use.sh")
+PATIENT_S = 300.0
+WHOLE_LINE = re.compile(r"\d{13}")
+"""A reset may leave the beginning of a line whose write was never acknowledged."""
+
+
+class Scene:
+    """Ssh goes through ``relay`` and the cloud's API through ``proxy``, for the command alone."""
+
+    def __init__(
+        self, lab: Lab, server: str, volume_id: str, relay: Relay, proxy: Proxy, folder: Path
+    ) -> None:
+        self.lab, self.relay, self.proxy, self.folder = lab, relay, proxy, folder
+        self.guest = Guest(lab, server, volume_id, MOUNT)
+        self.config = relay.ssh_config(folder, lab, server)
+        self.number = 0
+        self.next_transfer()
+
+    def next_transfer(self) -> None:
+        """A state folder of its own for each."""
+        self.number += 1
+        state = self.folder / f"state-{self.number}"
+        state.mkdir()
+        self.volferry = Command(self.lab, state, **self.proxy.environment)
+
+    def put_in_use(self, fstype: str) -> None:
+        guest = self.guest
+        self.lab.attach(guest.name, guest.volume_id)
+        words = f"{guest.disk} {MOUNT} {fstype} whole uuid {UNIT}"
+        guest.sh(f"sh -s {words} <<'SCRIPT'\n{IN_USE.read_text()}\nSCRIPT")
+
+    def out_of_use(self) -> None:
+        self.guest.sh(
+            f"systemctl disable -q --now {UNIT}; umount {MOUNT}; sed -i '\\|{MOUNT}|d' /etc/fstab; "
+            "systemctl daemon-reload; systemctl reset-failed; true"
+        )
+
+    # ---- carrying --------------------------------------------------------------------------------
+
+    def words(self, *more: str) -> tuple[str, ...]:
+        return (
+            "run", self.guest.name, self.guest.volume_id, "--unit", UNIT,
+            "--ssh-config", str(self.config), "--max-downtime", "60s", "--settle", "2s",
+            "--cutover-timeout", "180s", "--yes", *more,
+        )  # fmt: skip
+
+    def begin(self, *more: str) -> subprocess.Popen[bytes]:
+        return self.volferry.start(*self.words(*more))
+
+    def transfer(self) -> dict[str, Any] | None:
+        found = self.volferry.data("list")
+        return found[0] if found else None
+
+    def when(self, process: subprocess.Popen[bytes], step: str) -> None:
+        """Return once the transfer is in this step or behind it."""
+        order = ["", *(step.name for step in SEQUENCE)]
+        ends = time.monotonic() + PATIENT_S
+        while time.monotonic() < ends:
+            now = self.transfer()
+            if now and order.index(now["step"] or "") >= order.index(step):
+                return
+            assert process.poll() is None, self.volferry.log.read_text()
+            time.sleep(0.5)
+        raise AssertionError(f"it never came to '{step}':\n{self.volferry.log.read_text()}")
+
+    def when_phase(self, phase: str) -> None:
+        """Return once the agent is in this phase, looked at past the relay."""
+        script = f'grep -lE \'"phase": "{phase}"\' /var/lib/volferry/*/cutover.json'
+        ends = time.monotonic() + PATIENT_S
+        while time.monotonic() < ends:
+            if self.lab.run(self.guest.name, script, root=True, timeout_s=60).stdout.strip():
+                return
+            time.sleep(0.1)
+        raise AssertionError(f"the agent never came to phase '{phase}'")
+
+    def reset(self) -> None:
+        """As if somebody had pulled the plug, and put it in again at once."""
+        boot = self.boot_id()
+        self.lab.qmp(self.guest.name, "system_reset")
+        self.until(lambda: self.boot_id() not in ("", boot), "the guest boots again")
+        self.until(lambda: self.is_active() or self.failed(), "the boot has ended")
+
+    def boot_id(self) -> str:
+        return self.try_sh("cat /proc/sys/kernel/random/boot_id")
+
+    def is_active(self) -> bool:
+        return self.try_sh(f"systemctl is-active {UNIT}") == "active"
+
+    def failed(self) -> bool:
+        return self.try_sh("systemctl is-system-running") in ("running", "degraded")
+
+    def try_sh(self, script: str) -> str:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return self.lab.run(self.guest.name, script, root=True, timeout_s=30).stdout.strip()
+        return ""
+
+    @staticmethod
+    def until(true: Callable[[], bool], what: str, timeout_s: float = PATIENT_S) -> None:
+        ends = time.monotonic() + timeout_s
+        while not true():
+            assert time.monotonic() < ends, f"not within {timeout_s:.0f} s: {what}"
+            time.sleep(1)
+
+    def resume_to_the_end(self, tries: int = 4) -> None:
+        """Resume until it is done: a guest that goes back by itself may be asked again."""
+        for left in range(tries, 0, -1):
+            now = self.transfer()
+            assert now is not None
+            if now["state"] == "done":
+                return
+            self.volferry("resume", now["id"], code=None if left > 1 else 0)
+
+    # ---- what must be true -----------------------------------------------------------------------
+
+    def check(self, side: str) -> None:
+        """The service runs on this volume alone, nothing that was acknowledged is lost."""
+        self.until(self.is_active, f"{UNIT} is active")
+        assert self.guest.mounted_serial() == side[:20]
+        assert self.lost() == []
+
+    def lost(self) -> list[str]:
+        """Acknowledged lines that are not on the volume. The log of them is on the root disk."""
+        acknowledged = self.guest.sh("cat /var/tmp/acknowledged").split()
+        written = set(self.guest.sh(f"cat {MOUNT}/written").split())
+        whole = [line for line in acknowledged if WHOLE_LINE.fullmatch(line)]
+        assert whole, "the writer never wrote anything"
+        return [line for line in whole if line not in written]
+
+    def check_done(self) -> str:
+        """The transfer has ended; the target's id."""
+        transfer = self.transfer()
+        assert transfer is not None
+        assert transfer["state"] == "done"
+        report = self.volferry.data("report", transfer["id"])
+        assert report["not_verified"] == [] and report["verified"]
+        target = str(report["target"]["id"])
+        self.check(target)
+        assert self.guest.leftovers() == ""
+        assert self.of_transfer(transfer["id"]) == [target]
+        return target
+
+    def check_rolled_back(self, id: str) -> None:
+        self.check(self.guest.volume_id)
+        assert self.guest.leftovers() == ""
+        assert self.of_transfer(id) == []
+
+    def of_transfer(self, id: str) -> list[str]:
+        """Volumes and snapshots that carry its mark."""
+        member = self.lab.member
+        every = [
+            *member.get("block-storage", "/volumes/detail")["volumes"],
+            *member.get("block-storage", "/snapshots/detail")["snapshots"],
+        ]
+        return [one["id"] for one in every if one["metadata"].get("volferry:transfer") == id]

@@ -1,0 +1,203 @@
+"""Whole transfers on real services and real guests, with faults where they are real there.
+
+``make test`` carries a few; all of them with VOLFERRY_EVERY_FAULT=1, as ``make test-faults`` does.
+"""
+
+import os
+import signal
+from collections.abc import Iterator
+
+import pytest
+
+from tests.faults.lab.scene import MOUNT, UNIT, Scene
+
+pytestmark = pytest.mark.lab
+
+EVERY = pytest.mark.skipif(
+    not os.environ.get("VOLFERRY_EVERY_FAULT"), reason="make test-faults carries it"
+)
+
+
+def test_a_transfer_through_a_cloud_that_fails_at_every_change(scene: Scene) -> None:
+    """Each changing request of the transfer meets a fault; nothing is made twice."""
+    faults = [
+        ("502 after", "POST", r"/snapshots$"),
+        ("cut after", "POST", r"/volumes$"),
+        ("503", "POST", r"/action$"),
+        ("500 after", "POST", r"/os-volume_attachments$"),
+        ("cut after", "DELETE", r"/os-volume_attachments/"),
+        ("504 after", "DELETE", r"/snapshots/"),
+        ("expired token", "GET", r"/volumes/detail$"),
+        ("429", "GET", r"/snapshots/"),
+        ("cut before", "GET", r"/os-volume_attachments$"),
+    ]
+    for fault in faults:
+        scene.proxy.order(*fault)
+    scene.volferry(*scene.words("--type", "cbs-premium"))
+    for name, *_ in faults:
+        assert scene.proxy.met[name] >= 1, name
+    target = scene.check_done()
+    assert scene.lab.volume(target)["volume_type"] == "cbs-premium"
+
+
+@EVERY
+def test_a_transfer_beside_a_cloud_that_fails_one_request_in_five(scene: Scene) -> None:
+    kinds = ["503", "500 after", "cut before", "cut after", "429", "expired token"]
+    count = iter(range(10**9))
+
+    def chance(method: str, path: str) -> str:
+        number = next(count)
+        return kinds[number // 5 % len(kinds)] if number % 5 == 4 and "auth" not in path else ""
+
+    scene.proxy.chance = chance
+    scene.volferry(*scene.words("--type", "cbs-premium"), code=None)
+    scene.resume_to_the_end()
+    scene.check_done()
+
+
+# ---- the way into the guest ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seconds", [1, pytest.param(60, marks=EVERY)])
+def test_ssh_is_cut_in_the_middle_of_the_sync(scene: Scene, seconds: float) -> None:
+    running = scene.begin("--type", "cbs-standard")
+    scene.when(running, "sync")
+    scene.relay.cut(seconds)
+    assert running.wait(600) == 0, scene.volferry.log.read_text()
+    scene.check_done()
+
+
+@pytest.mark.parametrize("seconds", [pytest.param(1, marks=EVERY), 60])
+def test_ssh_is_cut_in_the_middle_of_the_cutover(scene: Scene, seconds: float) -> None:
+    """The cutover is the guest's: it ends in time, and its outcome is read afterwards."""
+    running = scene.begin("--type", "cbs-standard", "--stop", "sleep 10", "--start", "true")
+    scene.when_phase("stopping")
+    scene.relay.cut(seconds)
+    assert running.wait(600) == 0, scene.volferry.log.read_text()
+    scene.check_done()
+    report = scene.volferry.report()
+    assert 10 < report["cutover"]["downtime_s"] < 55
+
+
+def test_ssh_is_cut_for_good_in_the_middle_of_the_cutover(scene: Scene) -> None:
+    """The service comes up on the target without us; going on is possible from the journal."""
+    running = scene.begin("--type", "cbs-standard", "--stop", "sleep 5", "--start", "true")
+    scene.when_phase("stopping")
+    scene.relay.cut()
+    scene.when_phase("done")
+    scene.until(scene.is_active, "the service is back without anybody's help")
+    running.send_signal(signal.SIGINT)
+    assert running.wait(60) != 0
+    scene.relay.heal()
+    scene.resume_to_the_end()
+    scene.check_done()
+
+
+# ---- the guest is reset --------------------------------------------------------------------------
+
+SLOW_UDEV = "/etc/udev/rules.d/01-slow.rules"
+
+
+@pytest.fixture
+def slow_udev(scene: Scene) -> Iterator[None]:
+    """udev takes its time for a disk whose rule changed: between the commit and the mount."""
+    scene.guest.sh(
+        f"""echo 'ACTION=="change", SUBSYSTEM=="block", KERNEL=="vd*", PROGRAM="/bin/sleep 8"' """
+        f"> {SLOW_UDEV}; udevadm control --reload"
+    )
+    yield
+    scene.guest.sh(f"rm -f {SLOW_UDEV}; udevadm control --reload")
+
+
+def begin_and_reset(scene: Scene, phase: str, *more: str) -> None:
+    running = scene.begin("--type", "cbs-standard", *more)
+    scene.when_phase(phase)
+    scene.reset()
+    running.wait(600)
+
+
+def test_a_hard_reset_inside_the_cutover(scene: Scene) -> None:
+    """Before the commit: the boot brings up the source, and the guest takes the rest back."""
+    begin_and_reset(scene, "stopping", "--stop", "sleep 20", "--start", "true")
+    assert "the guest restarted in phase 'stopping'" in scene.volferry.log.read_text()
+    scene.check(scene.guest.volume_id)
+    scene.resume_to_the_end()
+    scene.check_done()
+
+
+def test_a_hard_reset_between_the_commit_and_the_mount(scene: Scene, slow_udev: None) -> None:
+    """After the commit: the boot brings up the target, and the transfer goes forward."""
+    begin_and_reset(scene, "committed")
+    scene.resume_to_the_end()
+    target = scene.check_done()
+    assert target != scene.guest.volume_id
+
+
+@EVERY
+@pytest.mark.parametrize("step", ["attach", "sync", "detach"])
+def test_a_hard_reset_outside_the_cutover(scene: Scene, step: str) -> None:
+    running = scene.begin("--type", "cbs-standard")
+    scene.when(running, step)
+    scene.reset()
+    running.wait(900)
+    scene.resume_to_the_end()
+    scene.check_done()
+
+
+@EVERY
+@pytest.mark.parametrize("step", ["attach", "sync"])
+def test_a_hard_reset_and_then_a_rollback(scene: Scene, step: str) -> None:
+    running = scene.begin("--type", "cbs-standard", "--cutover", "manual")
+    scene.when(running, step)
+    transfer = scene.volferry.transfer()
+    running.kill()
+    running.wait(30)
+    scene.reset()
+    scene.volferry("rollback", transfer)
+    scene.check_rolled_back(transfer)
+
+
+# ---- units and clocks ----------------------------------------------------------------------------
+
+
+@EVERY
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("ExecStop=/bin/sleep 400\nTimeoutStopSec=500", "deadline"),
+        ("ExecStop=/bin/sh -c 'kill -9 $MAINPID; sleep 6'", ""),
+        (f"ExecStartPost=/bin/sh -c 'findmnt -nro SOURCE {MOUNT} | cmp - /var/tmp/source || "
+         "(sleep 1; kill -9 $MAINPID) &'", "while settling"),
+    ],
+    ids=["does not stop", "stops slowly", "starts and dies at once"],
+)  # fmt: skip
+def test_a_unit_that_behaves_badly(scene: Scene, line: str, said: str) -> None:
+    folder = f"/etc/systemd/system/{UNIT}.d"
+    scene.guest.sh(
+        f"findmnt -nro SOURCE {MOUNT} > /var/tmp/source; mkdir -p {folder}; "
+        f"cat > {folder}/bad.conf <<'END'\n[Service]\n{line}\nEND\nsystemctl daemon-reload"
+    )
+    try:
+        more = ("--cutover-timeout", "30s", "--settle", "10s")
+        done = scene.volferry(*scene.words("--type", "cbs-standard", *more), code=1 if said else 0)
+        assert said in done.stderr
+        if said:
+            scene.check(scene.guest.volume_id)
+    finally:
+        scene.guest.sh(f"rm -rf {folder}; systemctl daemon-reload")
+    scene.resume_to_the_end()
+    scene.check_done()
+
+
+@EVERY
+@pytest.mark.parametrize("shift", ["-2 hours", "+1 day"])
+def test_the_clock_of_the_guest_is_set_in_the_middle_of_the_sync(scene: Scene, shift: str) -> None:
+    """What was compared before counts for nothing then: everything is compared anew."""
+    running = scene.begin("--type", "cbs-standard", "--cutover", "manual")
+    scene.when(running, "cutover")
+    transfer = scene.volferry.transfer()
+    scene.guest.sh(f"timedatectl set-ntp false; date -s \"$(date -d '{shift}')\"")
+    scene.volferry("cutover", transfer, "--now")
+    running.wait(600)
+    scene.resume_to_the_end()
+    scene.check_done()

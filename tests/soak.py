@@ -1,0 +1,192 @@
+"""``make soak``: transfer after transfer in the lab, under load and with faults at random.
+
+Prints the transfers, the faults by kind, and what was lost; 0 is the only good number there. What
+is drawn from ``--seed`` is which faults come and roughly when; the machine's own pace is not.
+
+A service in the guest writes records to the volume all the time. Each counts as acknowledged once
+it lies in a log on another disk, and both were forced to disk before; so whatever happens, the log
+may never know more than the volume.
+"""
+
+import argparse
+import contextlib
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from lab.api import Lab
+from tests.faults.cloud.proxy import FAULTS, Proxy
+from tests.faults.lab.relay import Relay
+from tests.faults.lab.scene import Scene
+
+SERVER = "soak"
+TYPES = ("cbs-standard", "cbs-standard-iops", "cbs-premium")
+FILESYSTEMS = ("ext4", "xfs", "btrfs")
+# A request that is never answered is given up after a minute: too long to come at random.
+OF_THE_CLOUD = [name for name, fault in FAULTS.items() if fault.what != "silence"]
+OF_THE_REST = ("none", "controller killed", "guest reset", "ssh cut", "agent killed", "rolled back")
+ONE_IN = 25
+"""So many requests to the cloud for each that meets a fault."""
+
+
+class Soak:
+    def __init__(self, lab: Lab, seed: int, folder: Path) -> None:
+        self.lab, self.seed, self.folder = lab, seed, folder
+        self.random = random.Random(seed)
+        self.faults: Counter[str] = Counter()
+        self.transfers = self.lost = self.wrong = 0
+
+    def run(self, minutes: float) -> int:
+        ends = time.monotonic() + minutes * 60
+        self.lab.delete_server(SERVER)
+        self.lab.ensure_server(SERVER)
+        with Proxy() as proxy, Relay.to(self.lab, SERVER) as relay:
+            while time.monotonic() < ends:
+                self.with_one_volume(proxy, relay, ends)
+        self.faults.update(proxy.met)
+        self.tell()
+        self.lab.delete_server(SERVER)
+        return 1 if self.lost or self.wrong else 0
+
+    def with_one_volume(self, proxy: Proxy, relay: Relay, ends: float) -> None:
+        """A few transfers of one volume to and fro, with a filesystem of its own."""
+        fstype = self.random.choice(FILESYSTEMS)
+        name = f"soak-{self.seed}-{self.transfers}"
+        volume = self.lab.ensure_volume(name, 1, self.random.choice(TYPES))
+        with tempfile.TemporaryDirectory(dir=self.folder) as folder:
+            scene = Scene(self.lab, SERVER, volume, relay, proxy, Path(folder))
+            scene.put_in_use(fstype)
+            for _ in range(self.random.randint(2, 5)):
+                if time.monotonic() >= ends:
+                    break
+                try:
+                    self.one(scene, fstype)
+                except Exception:  # noqa: BLE001 - told with all there is, and the soak goes on
+                    self.wrong += 1
+                    said = scene.volferry.log.read_text() if scene.volferry.log.exists() else ""
+                    say(f"{traceback.format_exc()}\n{said}")
+                    break
+                finally:
+                    proxy.chance = lambda method, path: ""
+                    relay.heal()
+                    scene.next_transfer()
+            self.clear_away(scene)
+
+    def one(self, scene: Scene, fstype: str) -> None:
+        fault = self.random.choice(OF_THE_REST)
+        at_s = self.random.uniform(3, 50)
+        more = ["--type", self.random.choice(TYPES)]
+        if self.random.random() < 0.3:
+            more += ["--seed", "blank"]
+        say(f"transfer {self.transfers + 1}: {fstype}, {' '.join(more)}, {fault} at {at_s:.0f} s")
+        scene.proxy.chance = self.of_the_cloud(random.Random(self.random.random()))
+        source, began = scene.guest.volume_id, time.monotonic()
+        running = scene.begin(*more)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            running.wait(at_s)
+        rolled_back = self.strike(scene, running, fault)
+        running.wait(900)
+        if not rolled_back:
+            scene.resume_to_the_end(tries=6)
+        scene.proxy.chance = lambda method, path: ""
+        self.lost += len(scene.lost())
+        if rolled_back:
+            transfer = scene.transfer()
+            assert transfer is not None
+            scene.check_rolled_back(transfer["id"])
+        else:
+            target = scene.check_done()
+            scene.guest.volume_id = target
+            self.lab.change_volume(source, "os-update_readonly_flag", readonly=False)
+            self.lab.delete_volume(source)
+        self.transfers += 1
+        say(f"  {'rolled back' if rolled_back else 'done'} in {time.monotonic() - began:.0f} s, "
+            f"lost {self.lost}")  # fmt: skip
+
+    def of_the_cloud(self, draw: random.Random):  # type: ignore[no-untyped-def]
+        def chance(method: str, path: str) -> str:
+            if draw.randrange(ONE_IN) or "/auth/" in path:
+                return ""
+            return draw.choice(OF_THE_CLOUD)
+
+        return chance
+
+    def strike(self, scene: Scene, running: "subprocess.Popen[bytes]", fault: str) -> bool:
+        """Let the fault happen. Returns whether the transfer was rolled back."""
+        if running.poll() is not None:
+            return False  # it was faster
+        if fault != "none":
+            self.faults[fault] += 1
+        if fault == "controller killed":
+            running.kill()
+        elif fault == "guest reset":
+            scene.reset()
+        elif fault == "ssh cut":
+            scene.relay.cut(self.random.choice((1, 5, 30)))
+        elif fault == "agent killed":
+            # Only what runs now: the agent's own processes, by what the agent wrote down of them.
+            scene.try_sh(
+                "for f in /var/lib/volferry/*/worker.json; do python3 -c 'import json, os, sys; "
+                'os.kill(json.load(open(sys.argv[1]))["pid"], 9)\' "$f"; done 2>/dev/null'
+            )
+        elif fault == "rolled back":
+            running.send_signal(signal.SIGINT)
+            running.wait(600)
+            transfer = scene.transfer()
+            if transfer is None or transfer["state"] == "done":
+                return False
+            for _ in range(5):
+                told = scene.volferry("rollback", transfer["id"], code=None)
+                if told.returncode == 3:  # it is past its cutover: going back would lose writes
+                    return False
+                if told.returncode == 0:
+                    return True
+        return False
+
+    def clear_away(self, scene: Scene) -> None:
+        scene.out_of_use()
+        server = self.lab.find_server(SERVER)
+        assert server is not None
+        for volume in self.lab.member.get("block-storage", "/volumes/detail")["volumes"]:
+            for attachment in volume["attachments"]:
+                if attachment["server_id"] == server["id"]:
+                    self.lab.detach(SERVER, volume["id"])
+        for id in [v["id"] for v in self.ours()]:
+            self.lab.delete_volume(id)
+
+    def ours(self) -> Iterator[dict[str, str]]:
+        for volume in self.lab.member.get("block-storage", "/volumes/detail")["volumes"]:
+            if volume["name"].startswith(f"soak-{self.seed}-") and not volume["attachments"]:
+                yield volume
+
+    def tell(self) -> None:
+        say(f"\ntransfers {self.transfers}   seed {self.seed}")
+        for name, count in sorted(self.faults.items()):
+            say(f"  {name:32}{count:5}")
+        say(f"lost = {self.lost}" + (f"   WRONG = {self.wrong}, see above" if self.wrong else ""))
+
+
+def say(text: str) -> None:
+    print(text, flush=True)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--minutes", type=float, default=30.0)
+    parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
+    asked = parser.parse_args()
+    lab = Lab()
+    lab.up()
+    with tempfile.TemporaryDirectory(prefix="volferry-soak-") as folder:
+        return Soak(lab, asked.seed, Path(folder)).run(asked.minutes)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
