@@ -12,12 +12,15 @@ goes through its intermediate states on that clock. The same calls therefore alw
     cloud.ignore("retype")                    # accepted, and silently not done
     cloud.slow("detach", 30)                  # takes that long
     cloud.around_effect = cut_power           # called before and after every effect; may raise
+
+It can be pickled in the middle of anything, as a world that is kept for a later process.
 """
 
 import asyncio
 import dataclasses
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from volferry.cloud import CloudVerbs, TypeNotReachable, lookup, nouns
@@ -57,6 +60,10 @@ class Call:
     details: Mapping[str, Any]
 
 
+def nothing(when: When, effect: str) -> None:
+    """The power holds."""
+
+
 @dataclasses.dataclass
 class Orders:
     """What a test ordered for one operation. A count of -1 is for ever."""
@@ -79,7 +86,7 @@ class FakeCloud(Waits):
     def __init__(self, *, back_ends: Mapping[str, str] | None = None) -> None:
         self.clock = 1_000_000.0
         self.calls: list[Call] = []
-        self.around_effect: Callable[[When, str], None] = lambda when, effect: None
+        self.around_effect: Callable[[When, str], None] = nothing
         self.on_attached: list[Callable[[str, str], None]] = []
         self.on_detached: list[Callable[[str, str], None]] = []
         self.content: dict[str, Any] = {}
@@ -256,7 +263,7 @@ class FakeCloud(Waits):
         self.around_effect("before", "create_snapshot")
         self._snapshots[made.id] = made
         self.content[made.id] = self.content.get(volume_id)
-        self._later(orders, lambda end: self._snapshot_made(made.id, end))
+        self._later(orders, partial(self._snapshot_made, made.id))
         self.around_effect("after", "create_snapshot")
         return made
 
@@ -316,7 +323,7 @@ class FakeCloud(Waits):
         self.around_effect("before", "create_volume")
         self._volumes[made.id] = made
         self.content[made.id] = self.content.get(snapshot_id) if snapshot_id else None
-        self._later(orders, lambda end: self._volume_made(made.id, end))
+        self._later(orders, partial(self._volume_made, made.id))
         self.around_effect("after", "create_volume")
         return made
 
@@ -351,15 +358,12 @@ class FakeCloud(Waits):
         stays = self._types[seen.type].encrypted != self._types[type].encrypted or (
             moves and any(s.volume_id == volume_id for s in self._snapshots.values())
         )
-
-        def done(end: Outcome) -> None:
-            if end != "done" or stays:
-                self._change(volume_id, status=seen.status)
-            else:
-                self._change(volume_id, status=seen.status, type=type)
-
-        self._later(orders, done)
+        ends_as = seen.type if stays else type
+        self._later(orders, partial(self._retyped, volume_id, seen.status, seen.type, ends_as))
         self.around_effect("after", "retype")
+
+    def _retyped(self, volume_id: str, status: str, was: str, type: str, end: Outcome) -> None:
+        self._change(volume_id, status=status, type=type if end == "done" else was)
 
     async def attach(
         self,
@@ -397,17 +401,16 @@ class FakeCloud(Waits):
         self._line_up(server_id, volume_id, delete_on_termination, tag)
         self._change(volume_id, status="attaching")
         self._failed_actions.pop((server_id, "attach_volume"), None)
-
-        def done(end: Outcome) -> None:
-            if end == "failed":
-                self._failed_actions[server_id, "attach_volume"] = "Error"
-                self._unline(server_id, volume_id)
-                self._change(volume_id, status="available")
-            else:
-                self._attached(server_id, volume_id, tell=end == "done")
-
-        self._later(orders, done)
+        self._later(orders, partial(self._attach_ended, server_id, volume_id))
         self.around_effect("after", "attach")
+
+    def _attach_ended(self, server_id: str, volume_id: str, end: Outcome) -> None:
+        if end == "failed":
+            self._failed_actions[server_id, "attach_volume"] = "Error"
+            self._unline(server_id, volume_id)
+            self._change(volume_id, status="available")
+        else:
+            self._attached(server_id, volume_id, tell=end == "done")
 
     async def detach(self, server_id: str, volume_id: str) -> None:
         await self._request()
@@ -424,17 +427,16 @@ class FakeCloud(Waits):
         orders = self._ordered("detach", volume_id, server_id=server_id)
         self.around_effect("before", "detach")
         self._change(volume_id, status="detaching")
-
-        def done(end: Outcome) -> None:
-            if end == "failed":
-                self._failed_actions[server_id, "detach_volume"] = "Error"
-                self._change(volume_id, status="in-use")
-            else:
-                self._unline(server_id, volume_id)
-                self._detached(server_id, volume_id, tell=end == "done")
-
-        self._later(orders, done)
+        self._later(orders, partial(self._detach_ended, server_id, volume_id))
         self.around_effect("after", "detach")
+
+    def _detach_ended(self, server_id: str, volume_id: str, end: Outcome) -> None:
+        if end == "failed":
+            self._failed_actions[server_id, "detach_volume"] = "Error"
+            self._change(volume_id, status="in-use")
+        else:
+            self._unline(server_id, volume_id)
+            self._detached(server_id, volume_id, tell=end == "done")
 
     async def set_read_only(self, volume_id: str, read_only: bool) -> None:
         await self._request()
@@ -482,7 +484,7 @@ class FakeCloud(Waits):
         orders = self._ordered("delete_snapshot", snapshot_id)
         self.around_effect("before", "delete_snapshot")
         self.set_status(snapshot_id, "deleting")
-        self._later(orders, lambda end: self._deleted(self._snapshots, snapshot_id, end))
+        self._later(orders, partial(self._deleted, self._snapshots, snapshot_id))
         self.around_effect("after", "delete_snapshot")
 
     async def delete_volume(self, volume_id: str, mark: str) -> None:
@@ -502,7 +504,7 @@ class FakeCloud(Waits):
         orders = self._ordered("delete_volume", volume_id)
         self.around_effect("before", "delete_volume")
         self._change(volume_id, status="deleting")
-        self._later(orders, lambda end: self._deleted(self._volumes, volume_id, end))
+        self._later(orders, partial(self._deleted, self._volumes, volume_id))
         self.around_effect("after", "delete_volume")
 
     def _deleted(self, where: dict[str, Any], object_id: str, end: Outcome) -> None:
@@ -527,12 +529,20 @@ class FakeCloud(Waits):
         await asyncio.sleep(0)
 
     def pass_time(self, seconds: float) -> None:
-        """Let what is due happen, in order."""
-        self.clock += seconds
-        while self._due and min(self._due)[0] <= self.clock:
+        """Let what is due happen, in order and each at its time: it may make more due."""
+        until = self.clock + seconds
+        while self._due:
             first = min(self._due, key=lambda entry: entry[:2])
+            if first[0] > until:
+                break
             self._due.remove(first)
+            self.clock = first[0]
             first[2]()
+        self.clock = until
+
+    def after(self, seconds: float, call: Callable[[], None]) -> None:
+        """Let something else happen on this clock; what can be pickled, please."""
+        self._due.append((self.clock + seconds, len(self.calls), call))
 
     async def _request(self) -> None:
         self._sent += 1
@@ -544,7 +554,7 @@ class FakeCloud(Waits):
             orders.fail -= 1
         elif outcome == "ignored" and orders.ignore > 0:
             orders.ignore -= 1
-        self._due.append((self.clock + orders.delay_s, len(self.calls), lambda: done(outcome)))
+        self.after(orders.delay_s, partial(done, outcome))
 
     # ---- reasons -----------------------------------------------------------------------------
 
