@@ -164,8 +164,8 @@ class Engine:
             async with self._failing_into(id, before) as fails:
                 self._check_journal(id)
                 async with self._context(transfer) as ctx:
-                    if not consent:
-                        await self._ask(ctx)
+                    if not begun:
+                        await self._ask(ctx, consent)
                     fails.state = State.ROLLING_BACK
                     self.store.set_state(id, State.ROLLING_BACK)
                     names = list(reversed(self._steps))
@@ -248,13 +248,13 @@ class Engine:
             return await self._patiently(ctx, lambda: step.left_behind(ctx))
         return receipt
 
-    async def _ask(self, ctx: Context) -> None:
-        """Look for what undoing would cost while nothing has been undone yet."""
+    async def _ask(self, ctx: Context, consent: bool) -> None:
+        """Look for what undoing would cost, and whether there is a way at all, before it begins."""
         for name in reversed(self._steps):
             step = self._enter(ctx, name)
             receipt = await self._left(ctx, step)
             if receipt is not None:
-                _check_consent(ctx, step, receipt, consent=False)
+                _check_consent(ctx, step, receipt, consent)
         ctx.step = ""
 
     async def _patiently(self, ctx: Context, attempt: Callable[[], Awaitable[T]]) -> T:

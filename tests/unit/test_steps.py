@@ -288,6 +288,9 @@ class Shown:
     async def uninstall(self):
         return {"removed": [], "left": []}
 
+    async def quarantine(self, volume_ids):
+        return {}
+
 
 async def test_a_crash_between_two_detaches_goes_on_with_the_other_source(cloud):
     ctx = await context(cloud, names=("data", "log"))

@@ -441,6 +441,10 @@ class LinuxGuest:
             await scene.sleep(pause)
             pause = min(pause * 1.3, POLL_S[1])
 
+    async def remembers(self) -> bool:
+        """Whether the guest still has the record of a job of this transfer."""
+        return bool((await self._ask("status", {}))["state"] != "none")
+
     async def result_of(
         self,
         scene: Scene,

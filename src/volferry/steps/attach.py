@@ -59,7 +59,7 @@ class Attach(Step):
         await ctx.cloud.wait_attached(
             server.id, target.id, deadline_s=deadline_s, progress=follow(ctx, "attach")
         )
-        disk = await self._appears(ctx, target, deadline_s)
+        disk = await appears(ctx, target)
         return {
             "source_id": pair.source.id,
             "volume_id": target.id,
@@ -68,30 +68,36 @@ class Attach(Step):
             "size_bytes": disk.size_bytes,
         }
 
-    async def _appears(self, ctx: Context, target: Volume, deadline_s: float) -> Disk:
-        ends = time.monotonic() + deadline_s
-        while True:
-            disk: Disk | None = await ctx.guest.find(target.ref)
-            if disk is not None:
-                return disk
-            if time.monotonic() >= ends:
-                seen = ", ".join(
-                    f"{d.path} {d.size_bytes} bytes serial {d.serial or '(none)'}"
-                    for d in await ctx.guest.disks()
-                )
-                raise Stop(
-                    f"volume '{target.id}' did not appear in server "
-                    f"'{ctx.plan.cloud.server.name}' within {deadline_s:.0f} s (--attach-timeout)",
-                    data="nothing was copied; the source is untouched and in use\n"
-                    f"the guest reports: {seen}",
-                )
-            await ctx.sleep(POLL_S)
-
     async def undo(self, ctx: Context, receipt: Receipt) -> None:
         for disk in receipt["disks"]:
             # Somebody else may have deleted it: then it is in no server.
             with contextlib.suppress(NotFound):
                 await unplug(ctx, disk["volume_id"])
+
+
+async def appears(
+    ctx: Context,
+    volume: Volume,
+    meaning: str = "nothing was copied; the source is untouched and in use",
+) -> Disk:
+    """The disk of a volume that the cloud calls attached, as soon as the guest shows it."""
+    deadline_s = ctx.plan.wanted.timeouts.attach_s
+    ends = time.monotonic() + deadline_s
+    while True:
+        disk: Disk | None = await ctx.guest.find(volume.ref)
+        if disk is not None:
+            return disk
+        if time.monotonic() >= ends:
+            seen = ", ".join(
+                f"{d.path} {d.size_bytes} bytes serial {d.serial or '(none)'}"
+                for d in await ctx.guest.disks()
+            )
+            raise Stop(
+                f"volume '{volume.id}' did not appear in server "
+                f"'{ctx.plan.cloud.server.name}' within {deadline_s:.0f} s (--attach-timeout)",
+                data=f"{meaning}\nthe guest reports: {seen}",
+            )
+        await ctx.sleep(POLL_S)
 
 
 async def unplug(ctx: Context, volume_id: str) -> Volume:

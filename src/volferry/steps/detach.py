@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from volferry.errors import Doubt, Stop
 from volferry.model import Receipt
-from volferry.steps.attach import unplug
+from volferry.steps.attach import appears, unplug
 from volferry.steps.progress import follow
 from volferry.steps.step import Context, Held, Phase, Step, Undo
 
@@ -65,17 +65,22 @@ class Detach(Step):
 
     async def undo(self, ctx: Context, receipt: Receipt) -> None:
         server_id, timeouts = ctx.plan.cloud.server.id, ctx.plan.wanted.timeouts
-        for source_id in (source["source_id"] for source in receipt["sources"]):
-            if (await ctx.cloud.volume(source_id)).status == "detaching":
+        # They come back as the look-alikes. The commit has hidden them already, unless tidying up
+        # was cut short between the rule and our record.
+        await ctx.guest.quarantine([source.id for source in ctx.plan.cloud.sources])
+        for source in ctx.plan.cloud.sources:
+            if (await ctx.cloud.volume(source.id)).status == "detaching":
                 # It is still in the server's list, so that attaching it now would do nothing.
                 with contextlib.suppress(Stop):  # the guest may keep it, which is as good
                     await ctx.cloud.wait_detached(
-                        server_id, source_id, deadline_s=timeouts.detach_s
+                        server_id, source.id, deadline_s=timeouts.detach_s
                     )
-            await ctx.cloud.attach(server_id, source_id)
+            await ctx.cloud.attach(server_id, source.id)
             await ctx.cloud.wait_attached(
                 server_id,
-                source_id,
+                source.id,
                 deadline_s=timeouts.attach_s,
                 progress=follow(ctx, "attach the source again"),
             )
+            # The guest goes back by itself; to a disk that it does not see yet it could not.
+            await appears(ctx, source, "the service runs on the target, which is complete")

@@ -101,7 +101,10 @@ class Step(ABC):
         """Take it back."""
 
     def costs(self, receipt: Receipt) -> Undo:
-        """What undoing this receipt costs, for a step where that depends on how it went."""
+        """What undoing this receipt costs, for a step where that depends on how it went.
+
+        Raises ``Refused`` when it cannot be undone; asked before anything is.
+        """
         del receipt
         return self.undo_costs
 

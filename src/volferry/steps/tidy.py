@@ -31,11 +31,27 @@ class Tidy(Step):
             "snapshot_deleted": deleted,
         }
 
-    async def undo(self, ctx: Context, receipt: Receipt) -> None:
+    async def left_behind(self, ctx: Context) -> Receipt | None:
+        """The way back is in the agent's record: once that is gone there is only the way forward.
+
+        Asked before anything is taken back, so that a transfer never stands where neither goes.
+        """
+        if not await ctx.guest.remembers():
+            raise Refused(
+                f"transfer '{ctx.transfer_id}' was all but finished: the guest has forgotten the "
+                "way back",
+                data="the service runs on the target; the source is unchanged since the cutover",
+                hint=f"volferry resume {ctx.transfer_id}   ends it",
+            )
+        return None
+
+    def costs(self, receipt: Receipt) -> Undo:
         raise Refused(
-            f"transfer '{ctx.transfer_id}' has ended; there is nothing left to go back with",
-            data="unchanged since the cutover: the source volume "
-            + ", ".join(source.id for source in ctx.plan.cloud.sources),
+            "the transfer has ended; there is nothing left to go back with",
+            data="the source volume is unchanged since the cutover",
             hint="to go back, stop the service, detach the target, attach the source "
             "(volume set --read-write first) and mount it",
         )
+
+    async def undo(self, ctx: Context, receipt: Receipt) -> None:
+        self.costs(receipt)
