@@ -1,0 +1,262 @@
+"""Power fails at every moment of a whole transfer, of the real steps on fakes that are proven.
+
+From each moment a resumed transfer ends as if nothing had happened, and one that is rolled back
+leaves nothing (after the commit only when the loss was accepted); a rollback that is cut itself, at
+each of its own moments, ends when it is said again. At every moment a boot could mount one volume
+and no other: the live one.
+"""
+
+import multiprocessing
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import sweep_world as w
+
+from tests.crash.tally import Tally
+from volferry.model import Seed
+
+SCENARIOS = (
+    w.Scenario("a snapshot and a retype", away_s=(0.0, 900.0)),
+    w.Scenario("a blank target", seed=Seed.BLANK),
+    w.Scenario("a type at once, fstab by device", type="cbs-standard-iops", by_device=True,
+               away_s=(900.0,)),
+    w.Scenario("btrfs on two partitions, held", fstype="btrfs", partitions=(1, 2), away_s=(3.0,),
+               wanted={"hold": True, "cutover": "manual"}, asked=("cutover",)),
+)  # fmt: skip
+BY_NAME = {scenario.name: scenario for scenario in SCENARIOS}
+KILLED = BY_NAME["a blank target"]
+"""The one whose every moment is the SIGKILL of a real process."""
+
+processes = multiprocessing.get_context("forkserver")
+processes.set_forkserver_preload(["sweep_world", "sqlalchemy.dialects.sqlite", "dbos"])
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What became of one moment."""
+
+    number: int
+    what: str
+    live: str
+    """The live side at that moment."""
+    ours: bool
+    """Whether our agent was still in the guest."""
+    resumed: tuple[w.End, ...]
+    asked: w.End
+    """After a rollback that accepts no loss."""
+    back: w.End
+    """After one that does; the same before the commit, when there is nothing to lose."""
+    repeated: tuple[w.End, ...]
+    """After it was cut at each of its moments and said again."""
+
+    def __str__(self) -> str:
+        return f"{self.number} {self.what}"
+
+    @property
+    def committed(self) -> bool:
+        """Also when the guest was about to and had it done by the time it was asked."""
+        return self.asked.ended.startswith("NeedsConsent")
+
+    @property
+    def forgotten(self) -> bool:
+        return self.live == "target" and not self.ours
+
+
+@dataclass(frozen=True)
+class Swept:
+    scenario: w.Scenario
+    before: w.End
+    whole: w.End
+    said: list[str]
+    cuts: "list[Future[Cut]]"
+
+    def every(self) -> Iterator[Cut]:
+        for future in self.cuts:
+            yield future.result()
+
+    def is_as_before(self, end: w.End, loss: bool = False) -> bool:
+        """Rolled back, and nothing tells that there ever was a transfer but the writes it cost."""
+        picture = {**end.picture, "lost": 0} if loss else end.picture
+        nothing = (picture, end.receipts, end.begun) == (self.before.picture, (), None)
+        return nothing and end.ended == "rolled back"
+
+
+def record(root: Path, scenario: w.Scenario) -> tuple[w.End, w.End, list[str]]:
+    before = w.begin(root, scenario)
+    whole, said = w.recorded(root, "carry")
+    return before, whole, said
+
+
+def cut(root: Path, number: int, what: str, scenario: w.Scenario, deep: bool) -> Cut:
+    """All that can follow a kill at a moment, each in a copy of what it left."""
+    world = w.World.kept(root)
+    resumed = []
+    for away_s in scenario.away_s:
+        resumed.append(life(root, "carry", away_s))
+    away_s = scenario.away_s[0]
+    asked = back = life(root, "take back", away_s)
+    repeated = []
+    if deep:
+        there = Path(shutil.copytree(root, f"{root}-back"))
+        back, said = w.recorded(there, "take back anyway", away_s=away_s)
+        for moment in range(1, len(said) + 1):
+            again = there.with_name(f"{there.name}-{moment}")
+            repeated.append(w.live(again, "take back anyway")[0])
+            shutil.rmtree(again)
+        shutil.rmtree(there)
+    elif asked.ended.startswith("NeedsConsent"):
+        back = life(root, "take back anyway", away_s)
+    shutil.rmtree(root)
+    ours = w.ID in world.guest.installed
+    return Cut(number, what, world.live(), ours, tuple(resumed), asked, back, tuple(repeated))
+
+
+def life(root: Path, verb: str, away_s: float) -> w.End:
+    there = Path(shutil.copytree(root, f"{root}-life"))
+    end, _ = w.live(there, verb, away_s=away_s)
+    shutil.rmtree(there)
+    return end
+
+
+def killed(root: Path, moment: int) -> None:
+    """From the beginning, by a process of its own that dies at the moment."""
+    shutil.rmtree(root)
+    w.begin(root, KILLED)
+    process = processes.Process(target=w.killed, args=(str(root), "carry", moment))
+    process.start()
+    process.join(120)
+    assert process.exitcode == -9, f"moment {moment} ended with {process.exitcode}"
+    process.close()
+
+
+def is_deep(scenario: w.Scenario, what: str) -> bool:
+    """Whether the rollback from here is cut as well: once a step whole, for most scenarios only
+    where the way back is longest."""
+    if scenario is SCENARIOS[0]:
+        return what.startswith("before receipt")
+    return what in ("before receipt sync", "before receipt cutover", "after receipt protect")
+
+
+def memory() -> str | None:
+    """Where files are written without waiting for a disk: a kill loses nothing of them either."""
+    shm = "/dev/shm"
+    roomy = os.path.isdir(shm) and shutil.disk_usage(shm).free > 2 << 30
+    return shm if roomy else None
+
+
+@pytest.fixture(scope="module")
+def swept() -> Iterator[dict[str, Swept]]:
+    """Everything is lived side by side while the tests look."""
+    found: dict[str, Swept] = {}
+    with (
+        tempfile.TemporaryDirectory(prefix="volferry-sweep-", dir=memory()) as base,
+        ProcessPoolExecutor(4, mp_context=processes) as pool,
+        ThreadPoolExecutor(4) as threads,
+    ):
+
+        def killed_then_cut(root: Path, number: int, what: str) -> Cut:
+            killed(root, number)
+            return pool.submit(cut, root, number, what, KILLED, is_deep(KILLED, what)).result()
+
+        roots = [Path(base) / f"scenario{number}" for number in range(len(SCENARIOS))]
+        recorded = [pool.submit(record, *each) for each in zip(roots, SCENARIOS, strict=True)]
+        for scenario, root, recording in zip(SCENARIOS, roots, recorded, strict=True):
+            before, whole, said = recording.result()
+            cuts = []
+            for number, what in enumerate(said, 1):
+                here = root.with_name(f"{root.name}-{number}")
+                if scenario is KILLED:
+                    cuts.append(threads.submit(killed_then_cut, here, number, what))
+                else:
+                    deep = is_deep(scenario, what)
+                    cuts.append(pool.submit(cut, here, number, what, scenario, deep))
+            found[scenario.name] = Swept(scenario, before, whole, said, cuts)
+        yield found
+
+
+@pytest.fixture(params=[scenario.name for scenario in SCENARIOS])
+def one(request: pytest.FixtureRequest, swept: dict[str, Swept]) -> Swept:
+    return swept[request.param]
+
+
+def places(swept: Swept, wrong: dict[str, object]) -> str:
+    return f"{len(wrong)} of {len(swept.said)} moments:\n" + "\n".join(
+        f"{place}: {end}" for place, end in wrong.items()
+    )
+
+
+def test_a_transfer_cut_at_any_moment_and_resumed_ends_the_same(one: Swept, tally: Tally) -> None:
+    wrong = {}
+    for done in one.every():
+        tally.points += 1
+        for end in done.resumed:
+            if end == one.whole:
+                tally.resumed += 1
+            else:
+                wrong[str(done)] = end
+    assert one.whole.ended == "done"
+    assert not wrong, places(wrong)
+
+
+def test_a_transfer_cut_before_the_commit_and_rolled_back_leaves_nothing(
+    one: Swept, tally: Tally
+) -> None:
+    wrong = {}
+    for done in one.every():
+        if not done.committed and not done.forgotten:
+            if one.is_as_before(done.asked) and done.live == "source":
+                tally.rolled_back += 1
+            else:
+                wrong[str(done)] = done.asked
+    assert not wrong, places(wrong)
+
+
+def test_a_transfer_cut_after_the_commit_goes_back_only_when_the_loss_is_accepted(
+    one: Swept, tally: Tally
+) -> None:
+    wrong = {}
+    for done in one.every():
+        if done.committed:
+            asks = done.asked.picture["at boot"].values()
+            if set(map(tuple, asks)) == {("target",)} and one.is_as_before(done.back, loss=True):
+                tally.rolled_back += 1
+            else:
+                wrong[str(done)] = (done.asked, done.back)
+    assert not wrong, places(wrong)
+
+
+def test_once_the_guest_has_forgotten_the_way_back_there_is_only_the_way_forward(
+    one: Swept,
+) -> None:
+    gone = [done for done in one.every() if done.forgotten]
+
+    assert gone
+    for done in gone:
+        assert done.live == "target" and done.back == done.asked
+        assert done.asked.ended.startswith("Refused") or done.asked.ended == "done", done.asked
+
+
+def test_a_rollback_that_is_cut_at_any_moment_and_said_again_leaves_nothing(
+    one: Swept, tally: Tally
+) -> None:
+    wrong, moments = {}, 0
+    for done in one.every():
+        moments += len(done.repeated)
+        for moment, end in enumerate(done.repeated, 1):
+            if one.is_as_before(end, loss=done.committed):
+                tally.rolled_back += 1
+            else:
+                wrong[f"{done}, moment {moment}"] = end
+    tally.points += moments
+    assert moments > 100
+    assert not wrong, places(wrong)
+
+
+def places(wrong: dict[str, object]) -> str:
+    return f"{len(wrong)} moments:\n" + "\n".join(f"{at}: {end}" for at, end in wrong.items())
