@@ -28,7 +28,7 @@ from volferry.model import DiskRef, Outcome, Pass
 Json = dict[str, Any]
 UUID = "0c3f7e0a-6d0b-4b0e-8a53-0a64f4bd3c11"
 FILES = {"kept": b"always", "changed": b"before", "gone": b"soon"}
-PASS_FIELDS = set(Pass.model_fields) - {"kept_at"}
+PASS_FIELDS = set(Pass.model_fields) - {"kept_at", "chunks_copied", "chunks_compared"}
 
 
 class World:
@@ -175,7 +175,7 @@ class FakeWorld(World):
         return said["result"]
 
     def install(self) -> Json:
-        return self.call("install", source=self.ref("source"), program_b64="YQ==")
+        return self.call("install", sources=[self.ref("source")], program_b64="YQ==")
 
     def ref(self, side: str) -> Json:
         volume_id = self.ids[side]
@@ -339,7 +339,9 @@ def test_installing_twice_is_installing_once(world: World) -> None:
 
 def test_another_transfer_of_the_same_volume_is_refused(world: World) -> None:
     with pytest.raises(Told, match=f"is claimed by transfer '{world.transfer}'") as told:
-        world.call("install", transfer="tr-other", source=world.ref("source"), program_b64="YQ==")
+        world.call(
+            "install", transfer="tr-other", sources=[world.ref("source")], program_b64="YQ=="
+        )
 
     assert told.value.kind == "refused"
 
@@ -371,12 +373,12 @@ def test_a_disk_of_the_wrong_size_is_a_doubt(world: World) -> None:
 def test_the_facts_say_what_is_mounted_where(world: World) -> None:
     ref = world.ref("source")
     raw = world.call("facts", refs=[ref], units=[], walk_s=0.0)
-    facts = linux_facts.read(raw, DiskRef(volume_id=ref["volume_id"], size_bytes=0))
+    facts = linux_facts.read(raw, [DiskRef(volume_id=ref["volume_id"], size_bytes=0)])
 
     [fs] = facts.filesystems
     assert (fs.fstype, fs.uuid, fs.label, fs.partition) == ("ext4", UUID, "data", None)
     assert [m.target for m in fs.mounts] == [world.mount]
-    assert facts.source_disk is not None and facts.source_disk.path == fs.device
+    assert [disk.path for disk in facts.source_disks] == [fs.device]
     assert facts.root and not facts.other_content
 
 
@@ -402,7 +404,7 @@ def test_uninstalling_leaves_nothing_and_may_be_repeated(world: World) -> None:
     assert world.call("uninstall", files=[world.side]) == {"removed": [], "left": []}
     with pytest.raises(Told, match="not installed"):
         world.start("pass", {})
-    world.call("install", transfer="tr-other", source=world.ref("source"), program_b64="YQ==")
+    world.call("install", transfer="tr-other", sources=[world.ref("source")], program_b64="YQ==")
 
 
 # ---- jobs ----------------------------------------------------------------------------------------

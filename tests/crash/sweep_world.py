@@ -26,11 +26,11 @@ from volferry import errors, planner
 from volferry.engine import Engine, Patience
 from volferry.guests.linux import LinuxGuest
 from volferry.methods import method, rsync
-from volferry.model import DiskRef, Json, Pass, Receipt, Seed, State, Transfer, Wanted
+from volferry.model import Json, Pass, Receipt, Seed, State, Transfer, Wanted
 from volferry.steps import SEQUENCE, Context
 from volferry.store import Request, Store
 
-ID, UNIT, MOUNT = "tr-web-03-k4q7", "db.service", "/srv/data"
+ID, UNIT = "tr-web-03-k4q7", "db.service"
 UUID = "0c3f7e0a-6d0b-4b0e-8a53-0a64f4bd3c11"
 
 
@@ -43,6 +43,7 @@ class Scenario:
     seed: Seed = Seed.AUTO
     fstype: str = "ext4"
     partitions: tuple[int | None, ...] = (None,)
+    volumes: tuple[str, ...] = ("data",)
     by_device: bool = False
     away_s: tuple[float, ...] = (0.0,)
     wanted: Json = dataclasses.field(default_factory=dict)
@@ -60,21 +61,23 @@ class World:
     def __init__(self, scenario: Scenario) -> None:
         self.scenario, self.cloud = scenario, FakeCloud()
         self.server = self.cloud.add_server("web-03")
-        self.source = self.cloud.add_volume("data", server=self.server, metadata={"owner": "dba"})
+        self.sources = {
+            self.cloud.add_volume(name, server=self.server, metadata={"owner": "dba"}): name
+            for name in scenario.volumes
+        }
         self.other = self.cloud.add_volume("other", server=self.server)
-        self.cloud.content[self.source] = {
-            number: Filesystem(scenario.fstype, f"{UUID[:-1]}{number or 0}", f"data{number or ''}",
-                               {"kept": (b"always", 0.0)})
-            for number in scenario.partitions
-        }  # fmt: skip
+        places = [(v, number) for v in self.sources for number in scenario.partitions]
+        self.cloud.content |= {volume_id: {} for volume_id in self.sources}
         self.guest = FakeGuest(self.cloud, self.server)
-        for number in scenario.partitions:
-            self.guest.put_into_fstab(self.source, f"{MOUNT}{number or ''}", number)
-        if scenario.by_device:
-            old = f"UUID={UUID[:-1]}0"
-            table = self.guest.files["/etc/fstab"].replace(old, self.guest.disks[self.source].path)
-            self.guest.files["/etc/fstab"] = table
-        self.guest.serve(UNIT, f"{MOUNT}{scenario.partitions[0] or ''}")
+        for count, (volume_id, number) in enumerate(places):
+            uuid, label = f"{UUID[:-1]}{count}", f"{self.sources[volume_id]}{number or ''}"
+            files = {"kept": (b"always", 0.0)}
+            self.guest.put(volume_id, number, Filesystem(scenario.fstype, uuid, label, files))
+            self.guest.put_into_fstab(volume_id, f"/srv/{label}", number)
+            if scenario.by_device:
+                table, path = self.guest.files["/etc/fstab"], self.guest.disks[volume_id].path
+                self.guest.files["/etc/fstab"] = table.replace(f"UUID={uuid}", path)
+        self.guest.serve(UNIT, next(iter(self.guest.mounts)))
         self.cloud.pass_time(2.5)
 
     # ---- on disk ---------------------------------------------------------------------------------
@@ -94,17 +97,22 @@ class World:
     # ---- looking at it ---------------------------------------------------------------------------
 
     def live(self) -> str:
-        """Which volume the service's data is mounted from, and would be after a boot."""
+        """Which side the service's data is mounted from, and would be after a boot: all of it."""
         boot = self.guest.at_boot()
-        sides = {volumes[0] if len(volumes) == 1 else "" for volumes in boot.values()}
-        mounted = {m.volume_id for m in self.guest.mounts.values()}
-        assert len(sides) == 1 and "" not in sides, f"a boot could mount {boot}"
-        assert mounted <= sides, f"mounted is {mounted}, a boot would mount {sides}"
-        return self.role(sides.pop())
+        assert all(len(volumes) == 1 for volumes in boot.values()), f"a boot could mount {boot}"
+        sides = {self.side(volumes[0]) for volumes in boot.values()}
+        mounted = {self.side(m.volume_id) for m in self.guest.mounts.values()}
+        assert len(sides) == 1, f"a boot would mount some of both sides: {boot}"
+        assert mounted <= sides, f"mounted is the {mounted}, a boot would mount the {sides}"
+        return sides.pop()
+
+    def side(self, volume_id: str) -> str:
+        return "source" if volume_id in self.sources else "target"
 
     def role(self, volume_id: str) -> str:
-        known = {self.source: "source", self.other: "other"}
-        return known.get(volume_id, "target")
+        if volume_id == self.other:
+            return "other"
+        return f"{self.side(volume_id)} {self.cloud._volume(volume_id).name}"
 
     def written(self) -> int:
         """The service's last write, as its mount shows it."""
@@ -130,7 +138,7 @@ class World:
                 )
                 for v in cloud._volumes.values()
             ),
-            "snapshots": len(cloud._snapshots),
+            "snapshots": [snapshot.name for snapshot in cloud._snapshots.values()],
             "attached": sorted(names[line.volume_id] for line in cloud._lines[self.server]),
             "files": {plain(path): plain(text) for path, text in sorted(guest.files.items())},
             "mounts": {at: (names[m.volume_id], m.partition) for at, m in guest.mounts.items()},
@@ -224,13 +232,13 @@ def begin(root: Path, scenario: Scenario) -> "End":
 async def _plan(world: World) -> Any:
     scenario = world.scenario
     words = {
-        "server": "web-03", "volume": world.source, "type": scenario.type, "seed": scenario.seed,
+        "server": "web-03", "volumes": tuple(world.sources), "type": scenario.type, "seed": scenario.seed,
         "units": ("auto",), "settle_s": 1.0, "method": scenario.method, **scenario.wanted,
     }  # fmt: skip
     wanted = Wanted.model_validate(words)
-    cloud = await world.cloud.facts(wanted.server, wanted.volume)
-    ref = DiskRef(volume_id=world.source, size_bytes=cloud.source.size_bytes)
-    guest = await LinuxGuest(FakeChannel(world.guest)).facts(ref, units=wanted.units)
+    cloud = await world.cloud.facts(wanted.server, wanted.volumes)
+    refs = [source.ref for source in cloud.sources]
+    guest = await LinuxGuest(FakeChannel(world.guest)).facts(refs, units=wanted.units)
     return planner.plan(wanted, cloud, guest)
 
 

@@ -26,7 +26,7 @@ SCENARIOS = (
     w.Scenario("a blank target", seed=Seed.BLANK),
     w.Scenario("a type at once, fstab by device", type="cbs-standard-iops", by_device=True,
                away_s=(900.0,)),
-    w.Scenario("btrfs on two partitions, held", fstype="btrfs", partitions=(1, 2), away_s=(3.0,),
+    w.Scenario("two btrfs volumes, held", fstype="btrfs", volumes=("data", "log"), away_s=(3.0,),
                wanted={"hold": True, "cutover": "manual"}, asked=("cutover",)),
 )  # fmt: skip
 BY_NAME = {scenario.name: scenario for scenario in SCENARIOS}
@@ -185,12 +185,6 @@ def one(request: pytest.FixtureRequest, swept: dict[str, Swept]) -> Swept:
     return swept[request.param]
 
 
-def places(swept: Swept, wrong: dict[str, object]) -> str:
-    return f"{len(wrong)} of {len(swept.said)} moments:\n" + "\n".join(
-        f"{place}: {end}" for place, end in wrong.items()
-    )
-
-
 def test_a_transfer_cut_at_any_moment_and_resumed_ends_the_same(one: Swept, tally: Tally) -> None:
     wrong = {}
     for done in one.every():
@@ -224,7 +218,8 @@ def test_a_transfer_cut_after_the_commit_goes_back_only_when_the_loss_is_accepte
     for done in one.every():
         if done.committed:
             asks = done.asked.picture["at boot"].values()
-            if set(map(tuple, asks)) == {("target",)} and one.is_as_before(done.back, loss=True):
+            on_target = all(role.startswith("target") for [role] in asks)
+            if on_target and one.is_as_before(done.back, loss=True):
                 tally.rolled_back += 1
             else:
                 wrong[str(done)] = (done.asked, done.back)

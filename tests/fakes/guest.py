@@ -379,18 +379,20 @@ class FakeGuest:
     # ---- putting in and taking out ---------------------------------------------------------------
 
     def _verb_install(self, request: Json) -> Json:
-        transfer, volume_id = request["transfer"], request["source"]["volume_id"]
-        holder = self.claims.setdefault(volume_id, transfer)
-        if holder != transfer:
-            raise Failed("refused", f"volume '{volume_id}' is claimed by transfer '{holder}'")
+        transfer, volumes = request["transfer"], [s["volume_id"] for s in request["sources"]]
+        for volume_id in volumes:
+            holder = self.claims.get(volume_id, transfer)
+            if holder != transfer:
+                raise Failed("refused", f"volume '{volume_id}' is claimed by transfer '{holder}'")
+        self.claims |= dict.fromkeys(volumes, transfer)
         program = base64.b64decode(request["program_b64"])
         if program[:1] == b"\x78":
             program = zlib.decompress(program)
         agent = f"agent-{hashlib.sha256(program).hexdigest()[:12]}"
         self.installed.setdefault(transfer, Installed(set())).agents.add(agent)
         state_dir = f"{linux.BASE}/{transfer}"
-        claim = f"{linux.BASE}/claims/{volume_id}"
-        return {"state_dir": state_dir, "agent": f"{state_dir}/{agent}.py", "claim": claim}
+        claims = [f"{linux.BASE}/claims/{volume_id}" for volume_id in volumes]
+        return {"state_dir": state_dir, "agent": f"{state_dir}/{agent}.py", "claims": claims}
 
     def _verb_apply(self, request: Json) -> Json:
         for file in request["files"]:

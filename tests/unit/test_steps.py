@@ -5,7 +5,7 @@ import pytest
 from tests.fakes.cloud import FakeCloud
 from volferry.errors import Doubt, Stop
 from volferry.methods import Method
-from volferry.model import GuestFacts, Pair, Plan, Seed, Wanted
+from volferry.model import Disk, GuestFacts, Pair, Plan, Seed, Wanted
 from volferry.steps import SEQUENCE, Context
 from volferry.steps.detach import Detach
 from volferry.steps.protect import Protect
@@ -290,6 +290,9 @@ class Shown:
 
     async def quarantine(self, volume_ids):
         return {}
+
+    async def find(self, ref):
+        return Disk(path="/dev/vdb", size_bytes=ref.size_bytes)
 
 
 async def test_a_crash_between_two_detaches_goes_on_with_the_other_source(cloud):
