@@ -1,0 +1,99 @@
+"""Loop devices, the real agent on them, and dd beside it: as the tests of the disks, but timed."""
+
+import contextlib
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(HERE / "tests" / "agent"), str(HERE / "tests" / "disks")]
+
+from agent_rig import MIB, Disks, Guest, Volume, disks_in, shell  # type: ignore[import-not-found] # noqa: E402
+from mirror_world import why_no_mirror  # type: ignore[import-not-found] # noqa: E402
+
+Json = dict[str, Any]
+
+__all__ = ["MIB", "Disks", "Guest", "Json", "Mirror", "Volume", "dd", "rig", "say", "shell"]
+
+
+@contextlib.contextmanager
+def rig() -> Iterator[tuple[Guest, Disks]]:
+    why = why_no_mirror()
+    if why:
+        raise SystemExit(f"the mirror cannot be measured here: {why}")
+    with tempfile.TemporaryDirectory(prefix="volferry-bench-", dir="/var/tmp") as folder:
+        root = Path(folder)
+        guest = Guest(root)
+        with disks_in(root) as disks:
+            try:
+                yield guest, disks
+            finally:
+                guest.call("stop", lane="mirror")
+                guest.kill_everything()
+
+
+class Mirror:
+    """The mirror of one pair, told what to do."""
+
+    def __init__(self, guest: Guest, source: Volume) -> None:
+        self.guest, self.source = guest, source
+        guest.install(source.ref)
+
+    def track(self, **more: Any) -> None:
+        request = {"sources": [self.source.ref], "transfer": self.guest.transfer, **more}
+        self.guest.start("mirror", request)
+        deadline = time.monotonic() + 60
+        while self.guest.call("status", lane="mirror")["phase"] in ("", "starting"):
+            if time.monotonic() > deadline:
+                raise SystemExit("the mirror did not begin to track within 60 s")
+            time.sleep(0.02)
+
+    def begin(self, target: Volume, **more: Any) -> None:
+        pair = {"source": self.source.ref, "target": target.ref}
+        self.tell("pairs", pairs=[pair], **more)
+
+    def tell(self, what: str, **more: Any) -> Json:
+        answer: Json = self.guest.call("tell", message={"do": what, **more}, timeout_s=600)
+        return answer
+
+    def figures(self) -> Json:
+        return self.tell("figures")
+
+    def until_compared(self, timeout_s: float = 900.0) -> Json:
+        deadline = time.monotonic() + timeout_s
+        while True:
+            figures = self.figures()
+            if figures["verified"] and figures["passes"] and not figures["dirty_bytes"]:
+                return figures
+            if time.monotonic() > deadline:
+                raise SystemExit(f"the mirror did not compare everything: {figures}")
+            time.sleep(0.2)
+
+    def stop(self) -> None:
+        self.guest.call("stop", lane="mirror")
+
+    def worker(self) -> int:
+        text = (self.guest.state_dir / "mirror" / "worker.json").read_text()
+        return int(re.findall(r'"pid": (\d+)', text)[0])
+
+
+def dd(source: str, target: str, count_mib: int) -> float:
+    """Seconds of dd past the page cache, in blocks of 1 MiB."""
+    flags = ["iflag=direct"] + ([] if target == "/dev/null" else ["oflag=direct", "conv=fsync"])
+    began = time.monotonic()
+    subprocess.run(
+        ["dd", f"if={source}", f"of={target}", "bs=1M", f"count={count_mib}", *flags],
+        check=True,
+        stderr=subprocess.DEVNULL,
+    )
+    return time.monotonic() - began
+
+
+def say(text: str) -> None:
+    print(f"bench: {text}, load {os.getloadavg()[0]:.1f}", file=sys.stderr, flush=True)
