@@ -91,6 +91,9 @@ class Method:
         scene.guest.live = "target"
         return Outcome(result="committed", live="target", downtime_s=1.0)
 
+    async def leave(self, scene: Context) -> None:
+        pass
+
     async def cutback(self, scene: Context) -> Outcome:
         scene.guest.live = "source"
         return Outcome(result="reverted", live="source")

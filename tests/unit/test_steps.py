@@ -5,6 +5,7 @@ import pytest
 from tests.fakes.cloud import FakeCloud
 from volferry.errors import Doubt, Stop
 from volferry.methods import Method
+from volferry.methods.rsync import Rsync
 from volferry.model import Disk, GuestFacts, Pair, Plan, Seed, Wanted
 from volferry.steps import SEQUENCE, Context
 from volferry.steps.detach import Detach
@@ -44,7 +45,7 @@ async def context(cloud, type_="cbs-premium", seed=Seed.SNAPSHOT, names=("data",
             for source in facts.sources
         ),
     )
-    return Context("tr-web-03-test", plan, cloud=cloud, known={})
+    return Context("tr-web-03-test", plan, cloud=cloud, method=Rsync(), known={})
 
 
 async def carry(ctx, *steps):

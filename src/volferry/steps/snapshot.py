@@ -69,7 +69,11 @@ async def delete(ctx: Context, receipt: Receipt) -> None:
         # Cinder deletes nothing that is still being made, but what ended in error.
         with contextlib.suppress(NotFound, Stop):
             if (await ctx.cloud.snapshot(snapshot_id)).status == "creating":
-                await ctx.cloud.wait_snapshot(snapshot_id, deadline_s=timeouts.snapshot_s)
+                await ctx.cloud.wait_snapshot(
+                    snapshot_id,
+                    deadline_s=timeouts.snapshot_s,
+                    progress=follow(ctx, f"snapshot {snapshot_id}, which is still being made"),
+                )
         await ctx.cloud.delete_snapshot(snapshot_id, ctx.transfer_id)
     for snapshot_id in every:
         await ctx.cloud.wait_deleted("snapshot", snapshot_id, deadline_s=timeouts.delete_s)

@@ -94,15 +94,17 @@ class Target(Step):
         return made
 
     async def undo(self, ctx: Context, receipt: Receipt) -> None:
-        timeouts, every = (
-            ctx.plan.wanted.timeouts,
-            [made["volume_id"] for made in receipt["targets"]],
-        )
+        timeouts = ctx.plan.wanted.timeouts
+        every = [made["volume_id"] for made in receipt["targets"]]
         for volume_id in every:
             # Cinder deletes nothing that is still being made, but what ended in error.
             with contextlib.suppress(NotFound, Stop):
                 if (await ctx.cloud.volume(volume_id)).status == "creating":
-                    await ctx.cloud.wait_volume(volume_id, deadline_s=timeouts.create_s)
+                    await ctx.cloud.wait_volume(
+                        volume_id,
+                        deadline_s=timeouts.create_s,
+                        progress=follow(ctx, f"volume {volume_id}, which is still being made"),
+                    )
             await ctx.cloud.delete_volume(volume_id, ctx.transfer_id)
         for volume_id in every:
             await ctx.cloud.wait_deleted("volume", volume_id, deadline_s=timeouts.delete_s)
