@@ -6,6 +6,7 @@ claim held.
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ from lab.api import Lab
 
 HERE = Path(__file__).parent
 RESULT = Path("build/demo.json")
+STATE = Path("build/demo-state")  # of its own: the user's journal may be another version's
 SERVER, SOURCE = "testsrv", "sourcevol"
 TARGET_TYPE = "cbs-premium"
 
@@ -28,6 +30,7 @@ def main() -> int:
 
 
 def demonstrate(lab: Lab) -> int:
+    shutil.rmtree(STATE, ignore_errors=True)
     say("a fresh server and its volume")
     source = fresh_server(lab)
     script = (HERE / "guest_setup.sh").read_text()
@@ -124,7 +127,12 @@ def fingerprint(lab: Lab) -> str:
 
 
 def environment(lab: Lab) -> dict[str, str]:
-    return {**os.environ, "OS_CLIENT_CONFIG_FILE": str(lab.clouds_yaml), "OS_CLOUD": "volferry-lab"}
+    return {
+        **os.environ,
+        "OS_CLIENT_CONFIG_FILE": str(lab.clouds_yaml),
+        "OS_CLOUD": "volferry-lab",
+        "VOLFERRY_STATE": str(STATE.absolute()),
+    }
 
 
 def command(lab: Lab, verb: str, *words: str) -> list[str]:
