@@ -192,6 +192,7 @@ class Command:
     def __init__(self, folder: Path, **variables: str) -> None:
         self.folder, self.state = folder, folder / "state"
         self.cloud = TinyCloud(folder)
+        self._started: list[subprocess.Popen[str]] = []
         self.cloud.secrets = ("a-password-like-no-other",)
         programs = folder / "bin"
         programs.mkdir()
@@ -232,10 +233,19 @@ class Command:
         return done
 
     def start(self, *words: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
+        process = subprocess.Popen(
             self._argv(words), env=self.variables, cwd=self.folder, stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
+        self._started.append(process)
+        return process
+
+    def close(self) -> None:
+        for process in self._started:
+            process.kill()
+            with process:  # closes its pipes and waits for it
+                pass
+        self.cloud.close()
 
     def run(self, *more: str, code: int = 0) -> subprocess.CompletedProcess[str]:
         return self(*self.words(*more), code=code)

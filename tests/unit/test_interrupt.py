@@ -16,7 +16,7 @@ LIMIT_S = 2.0 + 0.5  # half a second for a busy machine to notice
 def command(tmp_path: Path) -> Iterator[Command]:
     made = Command(tmp_path)
     yield made
-    made.cloud.close()
+    made.close()
 
 
 def hang(command: Command, what: str) -> None:

@@ -50,7 +50,7 @@ def command_with(tmp_path: Path) -> Iterator[Callable[[str], Command]]:
 
     yield make
     for one in made:
-        one.cloud.close()
+        one.close()
 
 
 def everything(command: Command) -> Iterator[tuple[str, bytes]]:

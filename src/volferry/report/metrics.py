@@ -8,12 +8,20 @@ than the journal does.
 
 from collections.abc import Iterable
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, start_http_server
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    disable_created_metrics,
+    start_http_server,
+)
 from pydantic import ValidationError
 
 from volferry.errors import Usage
 from volferry.model import Event, Outcome, Pass, Prediction, Progress
 from volferry.report.phases import PHASES, phase_of
+
+disable_created_metrics()  # when this process began to count says nothing about the transfer
 
 
 class Metrics:
