@@ -101,3 +101,24 @@ def test_uninstall_leaves_nothing_of_ours_and_may_be_repeated(guest: Guest, tmp_
     assert guest.call("uninstall", files=[str(rule)]) == {"removed": [], "left": []}
     other.call("uninstall", files=[])
     assert not (guest.root / "base").exists()
+
+
+def test_what_transfers_left_is_listed_by_whose_it_is(guest: Guest) -> None:
+    assert guest.call("leftovers") == {"left": []}
+    guest.install(SOURCE)
+    other = Guest(guest.root, transfer="tr-other")
+    other.install({**SOURCE, "volume_id": "another-volume"})
+    rules = guest.root / "etc" / "udev" / "rules.d"
+    rules.mkdir(parents=True)
+    rule = rules / f"10-volferry-{guest.transfer}.rules"
+    rule.write_text("keeps a disk out")
+    (rules / "70-of-somebody-else.rules").write_text("")
+    (rules / "10-volferry-tr-link.rules").symlink_to(rule)
+    left = guest.call("leftovers")["left"]
+    mine = {(one["kind"], one["path"]) for one in left if one["transfer"] == guest.transfer}
+    claim = guest.root / "base" / "claims" / str(SOURCE["volume_id"])
+    assert mine == {("state", str(guest.state_dir)), ("claim", str(claim)), ("rule", str(rule))}
+    assert {one["transfer"] for one in left} == {guest.transfer, "tr-other"}
+    assert [one["text"] for one in left if one["kind"] == "rule"] == ["keeps a disk out"]
+    guest.call("uninstall", files=[str(rule)])
+    assert {one["transfer"] for one in guest.call("leftovers")["left"]} == {"tr-other"}

@@ -128,7 +128,7 @@ def test_watch_streams_events_and_progress_of_another_process(command: Command) 
     (command.folder / "hang").unlink()
     rest = lines(watcher.communicate(timeout=60)[0])
     process.communicate(timeout=60)
-    assert rest[-1]["kind"] == "done" and watcher.returncode == 0
+    assert "done" in [one["kind"] for one in rest] and watcher.returncode == 0
 
 
 def test_a_stream_ends_with_the_exit_code_of_the_transfer(tmp_path: Path) -> None:
@@ -169,7 +169,7 @@ def test_a_running_engine_answers_prometheus(command: Command) -> None:
     for line in process.stderr:
         found = re.search(r"http://127\.0\.0\.1:\d+/metrics", line)
         where = found[0] if found else where
-        if '"progress"' in line:
+        if '"done_bytes": 1,' in line:
             break
     seen = read(where)
     assert seen["volferry_step,sync"] == 1 and seen["volferry_phase,sync"] == 1
