@@ -72,13 +72,13 @@ class TinyCloud(StandIn):
 
     # ---- answers ---------------------------------------------------------------------------------
 
-    def _server(self, match: Any, body: Any) -> Reply:
+    def _one_server(self, match: Any, body: Any) -> Reply:
         server = {"id": SERVER, "name": "web-03", "status": "ACTIVE", "image": {"id": "i"}}
         server["OS-EXT-SRV-ATTR:root_device_name"] = "/dev/vda"
         return Reply(body={"server": server} if match else {})
 
     def _servers(self, match: Any, body: Any) -> Reply:
-        found = self._server(match, body).body["server"]
+        found = self._one_server(match, body).body["server"]
         return Reply(body={"servers": [found]})
 
     def _lines(self, match: Any, body: Any) -> Reply:
@@ -126,6 +126,14 @@ class TinyCloud(StandIn):
             self.volumes[TARGET]["status"] = self.stuck_status
         return Reply(202, {"volume": self.volumes[TARGET]})
 
+    def _update(self, match: Any, body: Any) -> Reply:
+        self.volumes[match[1]] |= body["volume"]
+        return Reply(200, {"volume": self.volumes[match[1]]})
+
+    def _mark(self, match: Any, body: Any) -> Reply:
+        self.volumes[match[1]]["metadata"] |= body["metadata"]
+        return Reply(200, body)
+
     def _action(self, match: Any, body: Any) -> Reply:
         [(verb, what)] = body.items()
         if verb == "os-retype":
@@ -164,7 +172,7 @@ class TinyCloud(StandIn):
         return Reply(body={"quota_set": {"volumes": free, "snapshots": free, "gigabytes": free}})
 
     _routes: tuple[tuple[str, Callable[..., Reply]], ...] = (
-        (rf"GET /compute/v2.1/servers/{SERVER}", _server),
+        (rf"GET /compute/v2.1/servers/{SERVER}", _one_server),
         (r"GET /compute/v2.1/servers/detail", _servers),
         (rf"GET {LINES}", _lines),
         (rf"POST {LINES}", _attach),
@@ -172,6 +180,8 @@ class TinyCloud(StandIn):
         (rf"GET {VOLUMES}/detail", _all_volumes),
         (rf"GET {VOLUMES}/([^/]+)", _volume),
         (rf"POST {VOLUMES}", _new_volume),
+        (rf"PUT {VOLUMES}/([^/]+)", _update),
+        (rf"POST {VOLUMES}/([^/]+)/metadata", _mark),
         (rf"POST {VOLUMES}/([^/]+)/action", _action),
         (rf"DELETE {VOLUMES}/([^/]+)", _drop_volume),
         (rf"GET {SNAPSHOTS}/detail", _all_snapshots),
