@@ -6,7 +6,7 @@ closed again; nothing below knows how it was opened.
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -42,6 +42,8 @@ from volferry.store import Store, new_id
 
 PLAN_KEEPS_S = 120.0
 """A plan younger than this is carried out without being made again."""
+
+NO_CHANGE: Mapping[str, float] = {}
 
 HANDOVER_S = 60.0
 """How long a running transfer may take to its next safe point when it is to be taken back."""
@@ -230,11 +232,17 @@ async def run(one: Plan, store: Store, *, listen: Listener) -> Transfer:
     return await _engine(store, listen).carry(transfer.id)
 
 
-async def resume(id: str, store: Store, *, listen: Listener) -> Transfer:
-    """Go on with a transfer that was stopped, killed or cut off."""
+async def resume(
+    id: str, store: Store, *, listen: Listener, deadlines: Mapping[str, float] = NO_CHANGE
+) -> Transfer:
+    """Go on with a transfer that was stopped, killed or cut off.
+
+    ``deadlines``: fields of ``model.Timeouts`` that hold from now on.
+    """
     transfer = store.transfer(id)
     _not_ended(transfer)
     _not_running(store, transfer.id)
+    _wait_longer(store, transfer, deadlines)
     return await _engine(store, listen).carry(transfer.id)
 
 
@@ -282,8 +290,22 @@ async def set_pace(id: str, store: Store, wanted: dict[str, Any]) -> dict[str, A
         return await guest.tell_mirror({"do": "set", **wanted})
 
 
+def _wait_longer(store: Store, transfer: Transfer, deadlines: Mapping[str, float]) -> None:
+    if deadlines:
+        plan = transfer.plan
+        timeouts = plan.wanted.timeouts.model_copy(update=dict(deadlines))
+        wanted = plan.wanted.model_copy(update={"timeouts": timeouts})
+        store.set_plan(transfer.id, plan.model_copy(update={"wanted": wanted}))
+
+
 async def rollback(
-    id: str, store: Store, *, accept_loss: bool, listen: Listener, handover_s: float = HANDOVER_S
+    id: str,
+    store: Store,
+    *,
+    accept_loss: bool,
+    listen: Listener,
+    handover_s: float = HANDOVER_S,
+    deadlines: Mapping[str, float] = NO_CHANGE,
 ) -> Transfer | None:
     """Remove exactly what was made; after the cutover, go back to the source.
 
@@ -303,6 +325,7 @@ async def rollback(
                     hint=f"wait for it, then repeat: volferry rollback {transfer.id}",
                 )
             await asyncio.sleep(0.2)
+    _wait_longer(store, transfer, deadlines)
     return await _engine(store, listen).take_back(transfer.id, accept_loss=accept_loss)
 
 

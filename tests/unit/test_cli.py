@@ -52,8 +52,8 @@ class Operations(types.ModuleType):
     async def run(self, one: Plan, store: Any, *, listen: Any) -> Transfer | None:
         return await self._do("run", listen, {"plan": one})
 
-    async def resume(self, id: str, store: Any, *, listen: Any) -> Transfer | None:
-        return await self._do("resume", listen, {"id": id})
+    async def resume(self, id: str, store: Any, *, listen: Any, deadlines: Any) -> Transfer | None:
+        return await self._do("resume", listen, {"id": id, **deadlines})
 
     async def finish(self, id: str, store: Any, *, listen: Any) -> Transfer | None:
         return await self._do("finish", listen, {"id": id})
@@ -62,9 +62,17 @@ class Operations(types.ModuleType):
         return await self._do("cutover", listen, {"id": id, "now": now})
 
     async def rollback(
-        self, id: str, store: Any, *, accept_loss: bool, handover_s: float, listen: Any
+        self,
+        id: str,
+        store: Any,
+        *,
+        accept_loss: bool,
+        handover_s: float,
+        deadlines: Any,
+        listen: Any,
     ) -> Transfer | None:
-        return await self._do("rollback", listen, {"id": id, "accept_loss": accept_loss})
+        facts = {"id": id, "accept_loss": accept_loss, **deadlines}
+        return await self._do("rollback", listen, facts)
 
 
 @pytest.fixture(autouse=True)
@@ -330,6 +338,7 @@ def test_a_refused_plan_is_not_run(operations: Operations, tmp_path: Path) -> No
         (("cutover", "tr-", "--now"), {"id": world.ID, "now": True}),
         (("cutover", "tr-"), {"id": world.ID, "now": False}),
         (("resume", "tr-"), {"id": world.ID}),
+        (("resume", "tr-", "--attach-timeout", "5m"), {"id": world.ID, "attach_s": 300.0}),
         (("finish", "tr-"), {"id": world.ID}),
         (("rollback", "tr-"), {"id": world.ID, "accept_loss": False}),
         (("rollback", "tr-", "--accept-loss"), {"id": world.ID, "accept_loss": True}),

@@ -11,6 +11,7 @@ import contextlib
 import os
 import secrets
 import shutil
+import signal
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -193,7 +194,8 @@ class Ssh(Channel):
     async def _end_master(self) -> None:
         if self._master is not None and self._master.returncode is None:
             with contextlib.suppress(ProcessLookupError):
-                self._master.terminate()
+                # It leads a session of its own: a ProxyCommand does not always end with it.
+                os.killpg(self._master.pid, signal.SIGTERM)
             try:
                 async with asyncio.timeout(5):
                     await self._master.wait()

@@ -173,14 +173,30 @@ def wanted_options(function: F) -> F:
         grouped(after, "--no-read-only", is_flag=True, help="Leave the source writable."),
         grouped(after, "--keep-snapshot", is_flag=True, help="Leave the snapshot."),
     ]  # fmt: skip
-    options += [
-        grouped("Deadlines", f"--{word}-timeout", f"{word}_timeout", metavar="TIME",
-                type=Duration(), help=f"For {what}. Default: {default}.")
-        for word, what, default in TIMEOUTS
-    ]  # fmt: skip
     for decorate in reversed(options):
         function = decorate(function)
     return function
+
+
+def deadline_options(default: str = "") -> Callable[[F], F]:
+    """A flag for every wait. ``default``: what holds without it, if not the model's own."""
+
+    def decorate(function: F) -> F:
+        for word, what, usual in reversed(TIMEOUTS):
+            said = f"For {what}. Default: {default or usual}."
+            function = grouped(
+                "Deadlines", f"--{word}-timeout", f"{word}_timeout",
+                metavar="TIME", type=Duration(), help=said,
+            )(function)  # fmt: skip
+        return function
+
+    return decorate
+
+
+def deadlines(options: dict[str, Any]) -> dict[str, float]:
+    """The deadlines that were given, by their fields of ``model.Timeouts``."""
+    names = {f"{word}_timeout": f"{word}_s" for word, _, _ in TIMEOUTS}
+    return {field: options[name] for name, field in names.items() if options.get(name)}
 
 
 def said(options: dict[str, Any]) -> dict[str, Any]:
@@ -228,11 +244,6 @@ def wanted(
                 hint=f"without {flag} every target takes after its source",
             )
     cloud, region = cloud_of(settings)
-    deadlines = {
-        f"{word}_s": given.pop(f"{word}_timeout")
-        for word, _, _ in TIMEOUTS
-        if f"{word}_timeout" in given
-    }
     units = (given.pop("units"),) if "units" in given else given.get("unit", ())
     fields = {name: given[name] for name in Wanted.model_fields if name in given}
     if "settle_s" in options and options["settle_s"] is not None:
@@ -247,7 +258,7 @@ def wanted(
             "access": access(options),
             "units": tuple(units),
             "read_only": not options.get("no_read_only"),
-            "timeouts": Timeouts(**deadlines),
+            "timeouts": Timeouts(**deadlines(options)),
         }
     )
 

@@ -8,7 +8,13 @@ import click
 from volferry import errors, planfile
 from volferry.cli import carry, listen
 from volferry.cli.help import Manual, grouped
-from volferry.cli.options import access_options, global_options, wanted, wanted_options
+from volferry.cli.options import (
+    access_options,
+    deadline_options,
+    global_options,
+    wanted,
+    wanted_options,
+)
 from volferry.cli.output import format_options, say, show, show_record
 from volferry.cli.settings import Settings
 from volferry.cli.values import zone_note
@@ -36,6 +42,7 @@ EXAMPLES = (
 @click.argument("server")
 @click.argument("volumes", nargs=-1, required=True, metavar="VOLUME…")
 @wanted_options
+@deadline_options()
 @access_options
 @grouped("Output", "--save", metavar="FILE", help="Write the plan as YAML, for 'volferry run'.")
 @format_options()

@@ -1,10 +1,17 @@
 """``volferry rollback``: take back what was made."""
 
+from typing import Any
+
 import click
 
 from volferry.cli import carry
 from volferry.cli.help import Manual, grouped
-from volferry.cli.options import global_options, transfer_argument
+from volferry.cli.options import (
+    deadline_options,
+    deadlines,
+    global_options,
+    transfer_argument,
+)
 from volferry.cli.output import format_options
 from volferry.cli.settings import Settings
 from volferry.cli.values import Duration
@@ -26,6 +33,7 @@ EXAMPLES = (
     is_flag=True,
     help="Consent to losing what the service wrote since the cutover.",
 )
+@deadline_options("as before")
 @grouped(
     "Deadlines",
     "--handover-timeout",
@@ -47,6 +55,7 @@ def command(
     handover_s: float,
     format_: str | None,
     columns: tuple[str, ...],
+    **options: Any,
 ) -> None:
     """Take back what was made, newest first.
 
@@ -67,6 +76,7 @@ def command(
                 accept_loss=accept_loss,
                 listen=hears,
                 handover_s=handover_s,
+                deadlines=deadlines(options),
             ),
             id=transfer,
             form=format_,

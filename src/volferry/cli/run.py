@@ -15,6 +15,7 @@ from volferry.cli.options import (
     access,
     access_options,
     cloud_of,
+    deadline_options,
     global_options,
     metrics_option,
     said,
@@ -58,6 +59,7 @@ def _files(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[
 )
 @click.argument("what", nargs=-1, metavar="SERVER VOLUME… | PLAN.yaml", shell_complete=_files)
 @wanted_options
+@deadline_options()
 @access_options
 @metrics_option
 @grouped("Confirmation", "-y", "--yes", is_flag=True, help="Do not ask before it starts.")

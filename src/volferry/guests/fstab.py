@@ -9,7 +9,10 @@ from dataclasses import dataclass
 
 from volferry.guests.mounts import escape, unescape
 
-_FIELDS = re.compile(r"^(\s*)(\S+)(\s+)(\S+)(?:(\s+)(\S+)(?:\s+(\S+))?)?")
+# Blanks and tabs alone part fields; ``\s`` would also cut a name at a no-break space.
+_FIELDS = re.compile(
+    r"^([ \t]*)([^ \t\n]+)([ \t]+)([^ \t\n]+)(?:([ \t]+)([^ \t\n]+)(?:[ \t]+([^ \t\n]+))?)?"
+)
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,7 @@ def without_secrets(text: str) -> str:
     def hide(match: re.Match[str]) -> str:
         return _SECRET.sub(r"\1(removed)", match[0])
 
-    return re.sub(r"\S+", hide, text)
+    return re.sub(r"[^ \t\n]+", hide, text)
 
 
 def names_device(spec: str, names: Collection[str]) -> bool:

@@ -43,7 +43,8 @@ def parse(text: str) -> list[Entry]:
     Raises ``ValueError`` for a line that is not in the documented form: a mount table that is read
     wrongly is worse than none.
     """
-    return list(_entries(text.splitlines()))
+    # Only "\n" ends a line; str.splitlines would also cut a name at U+0085 and the like.
+    return list(_entries(text.split("\n")))
 
 
 def _entries(lines: Iterable[str]) -> Iterator[Entry]:

@@ -8,9 +8,12 @@ Which of the two the rule names *is* the live side: replacing this one file is t
 volumes of a transfer at once.
 """
 
+import re
 from collections.abc import Iterable
 
 FOLDER = "/etc/udev/rules.d"
+
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,127}")
 
 
 def path(transfer_id: str) -> str:
@@ -37,6 +40,9 @@ def rule(volume_ids: Iterable[str], transfer_id: str) -> str:
         "# Removed by 'volferry finish' or 'volferry rollback'.",
     ]
     for volume_id in volume_ids:
+        if not _ID.fullmatch(volume_id):
+            # A quotation mark or a newline in a rule would be a rule of its own, run by root.
+            raise ValueError(f"{volume_id!r} is not a volume's id")
         lines.append(f"# {volume_id}")
         lines += [
             f'ACTION!="remove", SUBSYSTEM=="block", {match}, {effects}'

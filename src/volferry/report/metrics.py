@@ -21,7 +21,8 @@ from volferry.errors import Usage
 from volferry.model import Event, Outcome, Pass, Prediction, Progress
 from volferry.report.phases import PHASES, phase_of
 
-disable_created_metrics()  # when this process began to count says nothing about the transfer
+# When this process began to count says nothing about the transfer.
+disable_created_metrics()  # type: ignore[no-untyped-call]  # it has no annotations
 
 
 class Metrics:
