@@ -3,6 +3,7 @@
 #   make test   all tests, the lab's included      make check   style, types, layers, spelling
 #   make test-faults   every fault in the lab      make soak    random faults, for 30 minutes
 #   make lab / lab-down                            make bench   the README's figures
+#   make lock   requirements.lock anew             make audit   what it names, hash by hash
 #
 # PYTEST_ARGS narrows the tests: make test PYTEST_ARGS="tests/unit -k fstab"
 
@@ -14,7 +15,7 @@ SOURCES := src lab demo tests benchmarks
 PYTEST_ARGS ?=
 SOAK_ARGS ?=
 
-.PHONY: install demo test check lint format-check types layers spelling lab lab-down bench clean
+.PHONY: install demo test check lint format-check types layers spelling lab lab-down bench lock audit clean
 
 install: $(VENV)/.made
 
@@ -76,6 +77,26 @@ layers: install
 
 spelling: install
 	$(BIN)/codespell $(SOURCES) *.md Makefile
+
+# No index and no host in it: who installs chooses those. With the oldest Python that is supported.
+lock: install
+	$(BIN)/pip-compile -q --generate-hashes --strip-extras --allow-unsafe --no-header \
+	  --no-emit-index-url --no-emit-trusted-host --no-emit-find-links --no-emit-options \
+	  $(LOCK_ARGS) -o requirements.lock pyproject.toml
+
+# Installs exactly the files that the lock names, each refused when its hash differs, into a folder
+# of its own; then whether they are all that is needed, and whether the program starts with them. It
+# is no look-up of known weaknesses: that takes a service on the net, which is asked with
+#   pip-audit -r requirements.lock --require-hashes --disable-pip
+audit:
+	rm -rf build/audit
+	$(PYTHON) -m venv build/audit
+	build/audit/bin/pip install -q --disable-pip-version-check --no-deps --require-hashes \
+	  -r requirements.lock
+	build/audit/bin/pip install -q --disable-pip-version-check --no-deps .
+	build/audit/bin/pip check
+	build/audit/bin/volferry --version
+	@echo "$$(grep -c '==' requirements.lock) packages installed, every file as its hash in the lock"
 
 clean:
 	rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache .hypothesis
