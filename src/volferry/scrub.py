@@ -36,6 +36,8 @@ _SHAPES: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"(\bmy\w+\b[^|;&\n]*?\s-p)[^\s\"']+"), rf"\1{GONE}"),
 )  # fmt: skip
 
+_IN_URL = re.compile(r"://[^:/@\s]*:([^/@\s]+)@")
+
 _SHORTEST = 4
 """A known secret that is shorter is not looked for: it would blacken half of the text."""
 
@@ -64,6 +66,7 @@ def known(environment: Mapping[str, str], clouds: Any = None) -> frozenset[str]:
     """The secrets of an environment and of a parsed clouds.yaml."""
     # PWD is no password, and a file that holds a secret is none either.
     found = {v for n, v in environment.items() if is_secret(n) and not v.startswith("/")}
+    found |= {word for v in environment.values() for word in _IN_URL.findall(v)}
     todo = [clouds]
     while todo:
         one = todo.pop()

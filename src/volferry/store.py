@@ -132,7 +132,9 @@ _progress = sa.Table(
 def state_directory() -> Path:
     """``$VOLFERRY_STATE``, else where the platform keeps a user's state."""
     chosen = os.environ.get("VOLFERRY_STATE")
-    return Path(chosen).expanduser() if chosen else platformdirs.user_state_path("volferry")
+    if chosen and "://" not in chosen:  # a database is a place for the journal, not for files
+        return Path(chosen).expanduser()
+    return platformdirs.user_state_path("volferry")
 
 
 def new_id(server: str) -> str:
@@ -145,12 +147,13 @@ def new_id(server: str) -> str:
 class Store:
     """The journal and everything else that is remembered; safe to use from several threads.
 
-    ``where`` is a state directory (the default is ``state_directory()``) or the URL of a database;
-    locks and the engine's files then still lie in ``state_directory()``.
+    ``where`` is a state directory or the URL of a database; the default is what ``VOLFERRY_STATE``
+    names, else ``state_directory()``, where locks and the engine's files lie even with a database.
     """
 
     def __init__(self, where: str | Path | None = None) -> None:
-        url = where if isinstance(where, str) and "://" in where else ""
+        named = os.environ.get("VOLFERRY_STATE", "") if where is None else where
+        url = named if isinstance(named, str) and "://" in named else ""
         self.root = state_directory() if url or where is None else Path(where)
         self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._db = _open_url(url) if url else _open_file(self.root / "store.sqlite")

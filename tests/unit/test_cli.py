@@ -485,3 +485,9 @@ def test_escape_sequences_in_names_do_not_reach_the_terminal(tmp_path: Path) -> 
     with world.plant(tmp_path, plan=evil):
         for verb in (("list",), ("status", world.ID), ("report", world.ID), ("logs", world.ID)):
             assert "\x1b" not in call("--state", tmp_path, *verb).stdout
+
+
+def test_a_password_in_an_argument_is_refused() -> None:
+    said = call("--state", "postgresql://me:hunter22@db/volferry", "list")
+    assert said.exit_code == 2 and "VOLFERRY_STATE" in said.stderr
+    assert "hunter22" not in said.stderr + said.stdout

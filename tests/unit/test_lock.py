@@ -25,6 +25,8 @@ def test_every_dependency_is_pinned_and_every_pin_is_hashed() -> None:
 
 def test_the_lock_names_no_index_and_no_host() -> None:
     lines = [line for line in LOCK.splitlines() if line.strip()]
-    known = re.compile(r"[A-Za-z0-9._-]+==\S+( ; .*)? \\|    --hash=sha256:[0-9a-f]{64}( \\)?|\s*#.*")
+    known = re.compile(
+        r"[A-Za-z0-9._-]+==\S+( ; .*)? \\|    --hash=sha256:[0-9a-f]{64}( \\)?|\s*#.*"
+    )
     assert [line for line in lines if not known.fullmatch(line)] == []
     assert not re.search(r"://|index-url|find-links|trusted-host|@ ", LOCK)

@@ -477,3 +477,13 @@ def test_a_process_killed_while_writing_leaves_all_that_it_had_said(
     assert list(receipts)[: len(sure)] == sure
     assert len(receipts) <= len(sure) + 1
     assert begun in (None, f"s{len(receipts)}")
+
+
+def test_the_environment_may_name_a_database_and_files_still_have_a_place(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("VOLFERRY_STATE", f"sqlite:///{tmp_path / 'journal.db'}")
+    with Store() as store:
+        assert store.root == tmp_path / "home" / "volferry"
+    assert (tmp_path / "journal.db").exists()

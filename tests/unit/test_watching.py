@@ -269,6 +269,7 @@ def test_what_is_no_secret_stays() -> None:
         "auth_url": "http://x",
     }
     assert scrub.known({"PWD": "/home/me", "OS_PASSWORD": "x-y-z-z"}) == {"x-y-z-z"}
+    assert scrub.known({"VOLFERRY_STATE": "postgresql://me:in-a-url@db/x"}) == {"in-a-url"}
 
 
 def test_passwords_of_network_shares_are_taken_out_of_a_kept_fstab() -> None:

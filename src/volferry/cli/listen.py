@@ -101,11 +101,13 @@ class JsonListener(Listener):
     def __init__(self, settings: Settings, sink: Callable[[str], None] = emit) -> None:
         super().__init__(settings)
         self._sink = sink
+        self.quiet = self.quiet and sink is emit  # a stream that was asked for is the answer
 
     def on_event(self, event: Event) -> None:
         self.transfer_id = self.settings.transfer = event.transfer
         self.settings.step = event.step
-        if event.kind != "error" or self._sink is not emit:
+        printed_last = event.kind == "error" and self._sink is emit  # see Listener.on_event
+        if not printed_last and not (self.quiet and records.level(event) != "error"):
             self._sink(records.of_event(event))
 
     def on_progress(self, progress: Progress) -> None:

@@ -1,6 +1,7 @@
 """The options that several verbs share, and the user's words as ``Wanted``."""
 
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -46,6 +47,16 @@ def _settle(name: str) -> Callable[[click.Context, click.Parameter, Any], None]:
     return keep
 
 
+def _state(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
+    if value and re.search(r"://[^/@]*:[^/@]*@", value):
+        raise errors.Usage(
+            "--state has a password in it, and everybody on this machine can read arguments",
+            data="nothing was changed",
+            hint="export VOLFERRY_STATE with that URL instead",
+        )
+    _settle("state")(ctx, param, value)
+
+
 def _config_file(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
     if value:
         os.environ["OS_CLIENT_CONFIG_FILE"] = value
@@ -72,7 +83,7 @@ def global_options(function: F) -> F:
                 help="Another clouds.yaml.  [OS_CLIENT_CONFIG_FILE]", **hidden,
             ),
             grouped(
-                name, "--state", metavar="DIR", callback=_settle("state"),
+                name, "--state", metavar="DIR", callback=_state,
                 help="Where the journal lies.  [VOLFERRY_STATE]", **hidden,
             ),
             grouped(
@@ -289,7 +300,8 @@ def complete_ids(
     try:
         from volferry.store import state_directory  # noqa: PLC0415 - only here
 
-        if "://" not in settings.state and not _journal_exists(settings.state or state_directory()):
+        named = settings.state or os.environ.get("VOLFERRY_STATE", "")
+        if "://" not in named and not _journal_exists(settings.state or state_directory()):
             return []
         with settings.open_store() as store:
             found = store.transfers()
