@@ -9,7 +9,7 @@ from command_world import SOURCE, TARGET, Command, interrupt, wait_until
 
 from volferry.store import Store
 
-LIMIT_S = 2.0 + 0.5  # half a second for a busy machine to notice
+LIMIT_S = 2.0 + 1.0  # a second for a busy machine to notice
 
 
 @pytest.fixture
