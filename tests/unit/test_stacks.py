@@ -253,11 +253,23 @@ def test_a_crypttab_entry_by_uuid_stays():
     assert stacks.sides(read(raw), {raw["volume_id"]: TARGET}) == ([], [])
 
 
-def test_the_devices_file_follows_the_volume():
+def test_a_devices_file_that_goes_by_names_needs_nothing():
+    """As LVM 2.03.16 makes it for a virtio disk; LVM then looks for the PVID on every disk."""
     raw = raw_facts("lvm-devices-file")
     facts = read(raw)
+    assert "IDTYPE=devname IDNAME=/dev/vdb" in facts.lvm_devices
+
+    assert stacks.sides(facts, {raw["volume_id"]: TARGET}) == ([], [])
+    assert list(stacks.reasons(facts)) == []
+
+
+def test_a_devices_file_that_goes_by_serials_follows_the_volume():
+    raw = raw_facts("lvm-devices-file")
     source = raw["volume_id"]
-    assert source[:20] in facts.lvm_devices
+    listed = raw["stack"]["lvm_devices"]
+    by_name = "IDTYPE=devname IDNAME=/dev/vdb"
+    listed["text"] = listed["text"].replace(by_name, f"IDTYPE=sys_serial IDNAME={source[:20]}")
+    facts = read(raw)
 
     [file], _ = stacks.sides(facts, {source: TARGET})
 
@@ -293,3 +305,27 @@ def test_ids_in_the_devices_file_are_cut_or_whole():
 )
 def test_an_entry_without_the_volumes_id_cannot_follow(path, left):
     assert lvm_devices.stays_behind(LISTED, path, SOURCE) == left
+
+
+@pytest.mark.parametrize(
+    ("filters", "pattern"),
+    [
+        ('filter=["a|.*|"]\nglobal_filter=["a|.*|"]', ""),
+        ('filter=["a|/dev/vd.|","r|.*|"]', ""),
+        ('filter=["a|^/dev/vdb|","r|.*|"]', "r|.*|"),
+        ('filter=["a|.*|"]\nglobal_filter=["r/vdq/"]', "r/vdq/"),
+        ('filter=["a(by-id/virtio-)","r(.*)"]', ""),
+        ('filter=["r|/dev/cdrom|"]', ""),
+        ("", ""),
+    ],
+)
+def test_a_filter_by_name_that_would_refuse_another_disk_is_found(filters, pattern):
+    assert lvm_devices.refusing_filter(filters, "/dev/vdb") == pattern
+    assert lvm_devices.refusing_filter(filters, "/dev/mapper/secret") == ""
+
+
+def test_a_group_behind_such_a_filter_cannot_move():
+    raw = raw_facts("lvm-half")
+    raw["stack"]["lvm_filters"] = 'filter=["a|^/dev/vd[bc]$|","r|.*|"]'
+
+    assert read(raw).layers[0].problem == ('a filter of lvm.conf, "r|.*|", would refuse the target')

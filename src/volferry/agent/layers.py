@@ -37,6 +37,7 @@ LVM_REPORTS = {
         "--all",
     ],
 }
+LVM_FILTERS = ["lvmconfig", "--typeconfig", "full", "devices/filter", "devices/global_filter"]
 MD_FILES = ("level", "raid_disks", "degraded", "array_state", "sync_action", "metadata_version")
 
 
@@ -125,6 +126,7 @@ def stack_facts(
                the devices on the sources bottom to top, and all else that these lie on
         lvm {pvs: [{…}], vgs: [{…}], lvs: [{…}]}       LVM's own reports, where it has a part
         lvm_devices {path, text}                       its devices file, where it uses one
+        lvm_filters: text of ``lvmconfig`` for its filters
         crypttab, mdadm_conf: text
         keys {mapping: {path, opens: bool, seconds, problem}}
         arrays {path: {MD_UUID, MD_NAME, …}}           ``mdadm --detail --export``
@@ -138,6 +140,7 @@ def stack_facts(
         "blocks": above + blocks_below(place, above),
         "lvm": lvm_reports(problems) if "LVM2_member" in types else {},
         "lvm_devices": lvm_devices(place, problems) if "LVM2_member" in types else {},
+        "lvm_filters": asked(problems, LVM_FILTERS) if "LVM2_member" in types else "",
         "crypttab": crypttab,
         "mdadm_conf": read_text(place.etc + "/mdadm/mdadm.conf")
         or read_text(place.etc + "/mdadm.conf"),

@@ -1,11 +1,12 @@
-"""LVM's devices file (lvmdevices(8)): the list of the devices that LVM may use.
+"""Which devices LVM may use: its devices file (lvmdevices(8)) and its filters (lvm.conf(5)).
 
-Where it is in use, LVM sees no other disk, whatever lies on it; an entry names a disk by what the
-cloud put on it. So on a target the group is only found when the entry follows.
+Where the file is in use, LVM sees no other disk, whatever lies on it; an entry names a disk by what
+the cloud put on it. So on a target the group is only found when the entry follows. A filter goes by
+the names that a disk happens to have.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 SERIAL = 20
 """Characters of a volume id that virtio-blk shows."""
@@ -48,3 +49,36 @@ def stays_behind(text: str, path: str, volume_id: str) -> str:
         if volume_id[:SERIAL] not in fields.get("IDNAME", ""):
             return f"{fields.get('IDTYPE', '')} {fields.get('IDNAME', '')}".strip()
     return ""
+
+
+def refusing_filter(lvmconfig: str, path: str) -> str:
+    """The pattern that would keep LVM from the target of ``path``; empty when none does.
+
+    ``lvmconfig`` is what that command says of the filters. How the target will be called is not
+    known: another letter, another id. A name is judged by the first pattern that matches it, a
+    device is refused when no name of it is accepted and one is refused.
+    """
+    disk = re.match(r"^(/dev/(?:vd|sd|xvd))[a-z]+(\d*)$", path)
+    if not disk:
+        return ""
+    part = f"-part{disk[2]}" if disk[2] else ""
+    by_id = "/dev/disk/by-id/virtio-00000000-0000-0000-0"
+    names = [f"{disk[1]}q{disk[2]}", by_id + part]
+    for line in lvmconfig.splitlines():
+        patterns = re.findall(r'"((?:[^"\\]|\\.)*)"', line)
+        verdicts = [verdict for name in names if (verdict := _verdict(patterns, name))]
+        refused = [pattern for accepts, pattern in verdicts if not accepts]
+        if refused and len(refused) == len(verdicts):
+            return refused[0]
+    return ""
+
+
+def _verdict(patterns: Sequence[str], name: str) -> tuple[bool, str] | None:
+    """Whether a name is accepted, and by which pattern; None when none matches."""
+    closing = {"(": ")", "[": "]", "{": "}"}
+    for pattern in patterns:
+        kind, opener, rest = pattern[:1], pattern[1:2], pattern[2:]
+        expression = rest.rpartition(closing.get(opener, opener))[0]
+        if re.search(expression, name):
+            return kind == "a", pattern
+    return None

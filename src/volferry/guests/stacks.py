@@ -48,9 +48,7 @@ def spots(raw: Json, found: Sequence[Layer]) -> list[Spot]:
             path=block["path"],
             dev=block["dev"],
             size_bytes=block["size_bytes"],
-            volume_id=next(iter(volumes))
-            if len(volumes := stack.volumes(block["kname"])) == 1
-            else "",
+            volume_id=stack.only_volume(block["kname"]),
             layers=tuple(
                 layer.name for layer in found if set(layer.above) & stack.below(block["kname"])
             ),
@@ -129,6 +127,7 @@ class _Stack:
             if block["kname"] not in self.disks and self.volumes(block["kname"])
         ]
         self.lvm: Json = told.get("lvm") or {}
+        self.lvm_filters: str = told.get("lvm_filters") or ""
         self.keys: Json = told.get("keys") or {}
         self.arrays: Json = told.get("arrays") or {}
         self.mdadm_conf: str = told.get("mdadm_conf") or ""
@@ -156,6 +155,11 @@ class _Stack:
 
     def volumes(self, kname: str) -> set[str]:
         return {self.moved[disk] for disk in self.bottoms(kname) if disk in self.moved}
+
+    def only_volume(self, kname: str) -> str:
+        """The moved volume that it lies on and on nothing else, or empty."""
+        bottoms = self.bottoms(kname)
+        return self.moved.get(next(iter(bottoms)), "") if len(bottoms) == 1 else ""
 
     def depth(self, path: str) -> int:
         block = self.by_path.get(path)
@@ -211,6 +215,8 @@ class _Stack:
                 continue
             volumes = [lv for lv in self.lvm.get("lvs") or [] if lv["vg_uuid"] == uuid]
             public = [lv for lv in volumes if "public" in lv["lv_role"].split(",")]
+            place = self._made_of([pv["pv_name"] for pv in known.values() if pv["vg_uuid"] == uuid])
+            straight = [member.path for member in place["members"] if member.volume_id]
             yield Layer(
                 kind="lvm",
                 name=group["vg_name"],
@@ -221,9 +227,14 @@ class _Stack:
                     if lv["lv_active"] == "active" and lv["lv_dm_path"] in self.by_path
                 ),
                 detail=_volumes_in_words(public),
-                problem="; ".join(_group_problems(group, volumes)),
-                **self._made_of([pv["pv_name"] for pv in known.values() if pv["vg_uuid"] == uuid]),
+                problem="; ".join([*_group_problems(group, volumes), *self._filtered(straight)]),
+                **place,
             )
+
+    def _filtered(self, paths: Sequence[str]) -> Iterator[str]:
+        refusing = (lvm_devices.refusing_filter(self.lvm_filters, path) for path in paths)
+        for pattern in dict.fromkeys(filter(None, refusing)):
+            yield f'a filter of lvm.conf, "{pattern}", would refuse the target'
 
     def _luks(self) -> Iterator[Layer]:
         for block in self._holding("crypto_LUKS"):
