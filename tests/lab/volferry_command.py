@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,13 +54,18 @@ class Command:
         )
         return done
 
-    def start(self, *words: str) -> subprocess.Popen[bytes]:
-        """The same in the background; ``end`` ends what still runs."""
+    def start(self, *words: str, program: Sequence[str] = ()) -> subprocess.Popen[bytes]:
+        """The same in the background; ``end`` ends what still runs.
+
+        ``program``: what to run in place of the command itself.
+        """
+        argv = self._argv(*words)
+        argv = [*program, *argv[3:]] if program else argv
         with self.log.open("a") as log:
             log.write(f"$ {' '.join(words)} &\n")
             log.flush()
             process = subprocess.Popen(
-                self._argv(*words),
+                argv,
                 env=self._environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,

@@ -1,6 +1,5 @@
-"""The lab's fixtures, and one guest with a volume in use behind a proxy and a relay."""
+"""One guest with a volume in use behind a proxy and a relay."""
 
-import importlib.util
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,15 +10,6 @@ from tests.faults.cloud.proxy import Proxy
 from tests.faults.lab.relay import Relay
 from tests.faults.lab.scene import Scene
 
-_LAB = Path(__file__).resolve().parents[2] / "lab" / "conftest.py"
-_spec = importlib.util.spec_from_file_location("volferry_lab_fixtures_of_faults", _LAB)
-assert _spec is not None
-assert _spec.loader is not None
-_fixtures = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(_fixtures)
-
-lab, new_volume = _fixtures.lab, _fixtures.new_volume
-_no_knobs = _fixtures._no_knobs
 SERVER = "faults"
 
 

@@ -1,5 +1,7 @@
 """Fixtures over the real lab: brought up when needed, one run at a time, left up at the end.
 
+They are here, above all folders that use them: a lab that is held twice waits for itself.
+
 All that a run makes is named `test-<run>-…`. Whoever has the lab to itself may then delete every
 `test-*` before it begins: a run that was killed left it, in whatever state. And no test may expect
 an empty project: other things than ours may live in it.
@@ -19,7 +21,7 @@ from pathlib import Path
 import pytest
 
 # The lab is not installed; it is run from the root of the repository.
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from lab.api import Lab
 from lab.cloud import Refused
@@ -138,7 +140,7 @@ def in_use(
     lab: Lab, servers: Servers, volferry: Command, new_volume: Callable[..., str]
 ) -> Iterator[Callable[..., Guest]]:
     """A volume in a server with a filesystem, a tree and a service that writes to it."""
-    script = Path(__file__).with_name("in_use.sh").read_text()
+    script = Path(__file__).with_name("lab").joinpath("in_use.sh").read_text()
     guests: list[Guest] = []
 
     def make(image: str, fstype: str, table: str = "whole", fstab: str = "uuid") -> Guest:
