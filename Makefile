@@ -2,6 +2,7 @@
 #   make demo   a live move of a PostgreSQL volume in the lab, with proof
 #   make test   all tests, the lab's included      make check   style, types, layers, spelling
 #   make test-faults   every fault in the lab      make soak    random faults, for 30 minutes
+#   make test-crash    the power cut at every effect, with fakes and in the lab
 #   make lab / lab-down                            make bench   the README's figures
 #   make lock   requirements.lock anew             make audit   what it names, hash by hash
 #
@@ -44,6 +45,12 @@ test: install tools
 .PHONY: test-faults soak
 test-faults: install tools
 	$(SUDO) env VOLFERRY_EVERY_FAULT=1 $(BIN)/python -m pytest tests/faults $(PYTEST_ARGS)
+
+# The power cut at every effect; ``make test`` has all of them with fakes, and a few in the lab.
+.PHONY: test-crash
+test-crash: install tools
+	$(SUDO) env VOLFERRY_EVERY_CUT=1 $(BIN)/python -m pytest tests/crash $(PYTEST_ARGS)
+	@$(BIN)/python tests/crash/tally.py
 
 # SOAK_ARGS="--minutes 5 --seed 7"
 soak: install

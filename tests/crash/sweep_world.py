@@ -232,9 +232,15 @@ def begin(root: Path, scenario: Scenario) -> "End":
 async def _plan(world: World) -> Any:
     scenario = world.scenario
     words = {
-        "server": "web-03", "volumes": tuple(world.sources), "type": scenario.type, "seed": scenario.seed,
-        "units": ("auto",), "settle_s": 1.0, "method": scenario.method, **scenario.wanted,
-    }  # fmt: skip
+        "server": "web-03",
+        "volumes": tuple(world.sources),
+        "type": scenario.type,
+        "seed": scenario.seed,
+        "units": ("auto",),
+        "settle_s": 1.0,
+        "method": scenario.method,
+        **scenario.wanted,
+    }
     wanted = Wanted.model_validate(words)
     cloud = await world.cloud.facts(wanted.server, wanted.volumes)
     refs = [source.ref for source in cloud.sources]
@@ -248,9 +254,9 @@ def live(
     act: Callable[[World, int, str], None] = lambda world, number, what: None,
     away_s: float = 0.0,
 ) -> tuple["End", list[str]]:
-    """One process's work on the transfer in ``root``: ``carry``, ``take back``, ``take back anyway``.
+    """One process's work on the transfer in ``root``.
 
-    -> (how it ended; its moments)
+    ``verb``: ``carry``, ``take back``, or ``take back anyway``. -> (how it ended; its moments)
     """
     world = World.kept(root)
     world.cloud.pass_time(away_s)
