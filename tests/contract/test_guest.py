@@ -4,6 +4,7 @@ The real one works on loop devices below one directory, without systemd and udev
 is proven in the lab. Both are asked the agent's verbs, which is all that ``LinuxGuest`` can say.
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -17,8 +18,10 @@ from typing import Any
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "agent"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "disks"))
 
 from agent_rig import Disks, Guest, Told, disks_in, shell, why_no_loop_devices
+from mirror_world import why_no_mirror
 
 from tests.fakes.cloud import FakeCloud
 from tests.fakes.guest import FakeGuest, Filesystem
@@ -121,6 +124,37 @@ class World:
     def outcome(self, job: str, request: Json) -> Outcome:
         self.start(job, request)
         return Outcome.model_validate(self.wait()["result"]["outcome"])
+
+    # ---- the mirror's lane -----------------------------------------------------------------------
+
+    def mirror(self) -> Json:
+        return self.call("status", lane="mirror")
+
+    def track(self) -> None:
+        request = {"transfer": self.transfer, "sources": [self.ref("source")]}
+        self.call("start", job="mirror", job_id="mirror-1", request=request)
+
+    def tell(self, do: str, **more: Any) -> Json:
+        return self.call("tell", message={"do": do, **more}, timeout_s=60)
+
+    def begin(self) -> Json:
+        pair = {"source": self.ref("source"), "target": self.ref("target")}
+        return self.tell("pairs", pairs=[pair], blank=False)
+
+    def until_verified(self) -> Json:
+        ends = time.monotonic() + 60
+        while True:
+            figures = (self.mirror()["progress"] or {}).get("figures") or {}
+            if figures.get("verified") and figures["passes"]:
+                return figures
+            assert time.monotonic() < ends, self.mirror()
+            self.pause()
+
+    def mirror_request(self, **more: Any) -> Json:
+        pair = {"source": self.ref("source"), "target": self.ref("target")}
+        return {**self.cutover_request(**more), "method": "mirror", "pairs": [pair]}
+
+    # ---- requests --------------------------------------------------------------------------------
 
     def prepare(self, seed: str = "snapshot") -> Json:
         return self.do(
@@ -310,6 +344,8 @@ def world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[World]:
             ready(real)
             yield real
         finally:
+            with contextlib.suppress(Told):
+                real.call("stop", lane="mirror")
             real.guest.kill_everything()
 
 
@@ -618,3 +654,73 @@ def test_nothing_is_uninstalled_below_a_job(world: World) -> None:
 
     assert told.value.kind == "busy"
     assert world.wait()["result"]["outcome"]["result"] == "committed"
+
+
+# ---- the mirror ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def mirrored(world: World) -> World:
+    """With a mirror that has compared everything once."""
+    if isinstance(world, AgentWorld) and why_no_mirror():
+        pytest.skip(why_no_mirror())
+    world.track()
+    world.make_target(clone=True)
+    world.begin()
+    world.until_verified()
+    return world
+
+
+def test_there_is_no_mirror_until_one_is_begun(world: World) -> None:
+    assert world.mirror()["state"] == "none"
+    with pytest.raises(Told):
+        world.tell("figures")
+    assert world.call("stop", lane="mirror") == {"stopped": False, "state": "none"}
+
+
+def test_a_mirror_is_begun_once_and_ends_when_it_is_told(mirrored: World) -> None:
+    mirrored.track()
+    known = mirrored.begin()
+
+    assert known["verified"] and known["passes"]
+    assert mirrored.mirror()["job_id"] == "mirror-1"
+    assert mirrored.status()["state"] == "none", "its lane is not the jobs' one"
+    with pytest.raises(Told) as told:
+        mirrored.call("uninstall", files=[])
+    assert told.value.kind == "busy"
+
+    assert mirrored.call("stop", lane="mirror")["stopped"]
+    assert mirrored.mirror()["state"] == "ended"
+
+
+def test_a_mirrored_cutover_moves_the_live_side_and_ends_the_mirror(mirrored: World) -> None:
+    mirrored.write("changed", b"last")
+
+    outcome = mirrored.outcome("cutover", mirrored.mirror_request())
+
+    assert (outcome.result, outcome.live, outcome.reason) == ("committed", "target", "")
+    assert outcome.final_pass is not None and outcome.final_pass.final
+    assert mirrored.mounted() == "target" and mirrored.read(mirrored.side) == "target\n"
+    assert mirrored.holds("target") == {**FILES, "changed": b"last"}
+    assert mirrored.read_only("source") and mirrored.mirror()["state"] == "ended"
+
+
+def test_a_mirrored_cutover_that_was_taken_back_is_mirrored_on(mirrored: World) -> None:
+    outcome = mirrored.outcome("cutover", mirrored.mirror_request(start=["false"]))
+
+    assert (outcome.result, outcome.live) == ("reverted", "source")
+    assert mirrored.mounted() == "source" and not mirrored.read_only("source")
+    mirrored.write("changed", b"later")
+    mirrored.until_verified()
+    assert mirrored.mirror()["state"] == "running"
+
+
+def test_going_back_from_a_mirrored_target_hides_it(mirrored: World) -> None:
+    mirrored.outcome("cutover", mirrored.mirror_request())
+    mirrored.write("later", b"on the target")
+
+    outcome = mirrored.outcome("cutback", {})
+
+    assert (outcome.result, outcome.live, outcome.problems) == ("reverted", "source", ())
+    assert mirrored.mounted() == "source" and mirrored.read(mirrored.side) == "source\n"
+    assert mirrored.holds("source") == FILES and not mirrored.read_only("source")

@@ -56,7 +56,8 @@ def cut_guest() -> None:
     async def cut(self: LinuxGuest, verb: str, request: Any, *args: Any, **more: Any) -> Any:
         if verb not in GUEST:
             return await ask(self, verb, request, *args, **more)
-        effect = f"{verb} {request.get('job', '')}".strip()
+        said_to = request.get("message", {}).get("do", "")
+        effect = f"{verb} {request.get('job') or said_to}".strip()
         return await around(effect, ask)(self, verb, request, *args, **more)
 
     setattr(LinuxGuest, "_ask", cut)  # noqa: B010 - mypy knows it as a method

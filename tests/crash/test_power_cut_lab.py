@@ -16,15 +16,13 @@ import pytest
 from lab.api import Lab
 from tests.crash.tally import Tally
 from tests.lab.volferry_command import UNIT, Command, Guest, marked, snapshots, tree, words
-from volferry.methods import method
-from volferry.steps import SEQUENCE
 
 pytestmark = pytest.mark.lab
 
 SEED = int(os.environ.get("VOLFERRY_CUT_SEED", "4"))
 EVERY = os.environ.get("VOLFERRY_EVERY_CUT") == "1"
 SAMPLE = 2
-METHODS = ("rsync",)
+METHODS = ("rsync", "mirror")
 
 EFFECTS = {
     "install": ["install"],
@@ -41,15 +39,14 @@ EFFECTS = {
     "protect": ["set_read_only"],
     "tidy": ["delete_snapshot", "uninstall"],
 }
-MIRROR = {"prepare": ["tell"], "sync": []}
-COMMITTED = [step.name for step in SEQUENCE].index("cutover")
+MIRROR = {"prepare": ["tell pairs"], "sync": []}
 
 
 def moments(name: str) -> list[tuple[str, str, str]]:
     """(method, step, moment), in the order in which they come."""
-    effects = {**EFFECTS, **(MIRROR if name == "mirror" else {})}
-    if name not in ("mirror",):
-        effects.pop("track")
+    effects = {**EFFECTS, **MIRROR} if name == "mirror" else EFFECTS
+    if name != "mirror":
+        effects = {step: own for step, own in effects.items() if step != "track"}
     return [
         (name, step, f"{when} {effect}")
         for step, own in effects.items()
@@ -72,7 +69,6 @@ def test_a_command_killed_around_an_effect_goes_on_or_back(
     step: str,
     moment: str,
 ) -> None:
-    assert method(name)
     guest = in_use("debian-12", "xfs")
     before, fstab = tree(guest), guest.sh("cat /etc/fstab")
     options = words(lab, guest, "--type", "cbs-premium", "--method", name, "--yes")

@@ -47,6 +47,7 @@ CUTOVER = (
 CUTBACK = ("armed", "going back")
 PHASES = {"prepare": PREPARE, "pass": PASS, "cutover": CUTOVER, "cutback": CUTBACK}
 """Another job of the agent is a line here, and a method ``_<job>`` below."""
+CHUNK = 16384
 
 Files: TypeAlias = Mapping[str, tuple[bytes, float]]
 """Content and ctime by name."""
@@ -100,7 +101,20 @@ class Installed:
     agents: set[str]
     job: Job | None = None
     switch: Json | None = None
+    mirror: "Mirror | None" = None
     prepared: set[str] = dataclasses.field(default_factory=set)
+
+
+@dataclasses.dataclass
+class Mirror:
+    """The job in the lane of its own: notes writes, copies and compares, hides the targets."""
+
+    id: str
+    sources: list[Json]
+    state: str = "running"
+    pairs: list[Json] = dataclasses.field(default_factory=list)
+    held: bool = False
+    passes: list[Json] = dataclasses.field(default_factory=list)
 
 
 class Failed(Exception):
@@ -243,8 +257,9 @@ class FakeGuest:
 
     def answer(self, verb: str, request: Json) -> Json:
         """One verb of the agent, with the power failing around those that change something."""
-        effect = f"{verb} {request.get('job', '')}".strip()
-        changes = verb not in ("facts", "find", "status")
+        said_to = request.get("message", {}).get("do", "")
+        effect = f"{verb} {request.get('job') or said_to}".strip()
+        changes = verb not in ("facts", "find", "status") and said_to != "figures"
         if changes:
             self.around_effect("before", effect)
             self.calls.append(effect)
@@ -422,7 +437,8 @@ class FakeGuest:
     def _verb_uninstall(self, request: Json) -> Json:
         transfer = request["transfer"]
         job = self.installed[transfer].job if transfer in self.installed else None
-        if job and job.state == "running":
+        mirror = self.installed[transfer].mirror if transfer in self.installed else None
+        if (job and job.state == "running") or (mirror and mirror.state == "running"):
             raise Failed("busy", f"a job of transfer '{transfer}' is still running")
         removed = [path for path in request["files"] if self._put_file(path, None)]
         for volume_id in [v for v, holder in self.claims.items() if holder == transfer]:
@@ -436,6 +452,8 @@ class FakeGuest:
 
     def _verb_start(self, request: Json) -> Json:
         here, name, job_id = self._transfer(request), request["job"], request["job_id"]
+        if name == "mirror":
+            return self._start_mirror(here, job_id, request["request"])
         if name not in PHASES:
             raise Failed("usage", f"there is no job '{name}'")
         before = here.job
@@ -466,6 +484,8 @@ class FakeGuest:
 
     def _verb_status(self, request: Json) -> Json:
         here = self.installed.get(request["transfer"])
+        if request.get("lane") == "mirror":
+            return self._mirror_status(here.mirror if here else None)
         job = here.job if here else None
         if job is None:
             return {"job": "", "job_id": "", "state": "none", "phase": "", "progress": {},
@@ -483,6 +503,12 @@ class FakeGuest:
 
     def _verb_stop(self, request: Json) -> Json:
         here = self.installed.get(request["transfer"])
+        if request.get("lane") == "mirror":
+            mirror = here.mirror if here else None
+            stopped = bool(mirror and mirror.state == "running")
+            if mirror and stopped:
+                mirror.state = "ended"
+            return {"stopped": stopped, "state": mirror.state if mirror else "none"}
         job = here.job if here else None
         if job is None or job.state != "running":
             return {"stopped": False, "state": job.state if job else "none"}
@@ -525,7 +551,7 @@ class FakeGuest:
             result: Json | None = getattr(self, f"_{job.name}")(here, job)
         except Failed as failed:
             if job.name == "cutover":
-                self._take_back(job, failed.json["what"])
+                self._take_back(here, job, failed.json["what"])
             else:
                 self._end(job, None, failed)
             return
@@ -550,7 +576,7 @@ class FakeGuest:
         elif job.phase == "armed":
             self._conclude(job, "reverted", "the agent was killed in phase 'armed'")
         else:
-            self._take_back(job, f"the agent was killed in phase '{job.phase}'")
+            self._take_back(here, job, f"the agent was killed in phase '{job.phase}'")
 
     # -- prepare
 
@@ -643,10 +669,147 @@ class FakeGuest:
             "notes": [],
         }
 
+    # -- the mirror
+
+    def _start_mirror(self, here: Installed, job_id: str, asked: Json) -> Json:
+        before = here.mirror
+        if before is None or before.state != "running":
+            for ref in asked["sources"]:
+                self._disk(ref)
+            here.mirror = Mirror(job_id, asked["sources"])
+            if before and before.pairs:
+                here.mirror.pairs = before.pairs
+            self.cloud.after(PHASE_S, partial(self._mirror_turn, here.mirror))
+        return {"job_id": job_id, "state": "running", "supervisor": "systemd"}
+
+    def _mirror_status(self, mirror: Mirror | None) -> Json:
+        running = mirror is not None and mirror.state == "running"
+        return {
+            "job": "mirror" if mirror else "",
+            "job_id": mirror.id if mirror else "",
+            "state": mirror.state if mirror else "none",
+            "phase": "current" if running else "done",
+            "progress": {"figures": self._figures(mirror), "elapsed_s": 0.0} if mirror else {},
+            "result": None,
+            "error": None,
+            "log_tail": [],
+        }
+
+    def _figures(self, mirror: Mirror) -> Json:
+        return {
+            "phase": "current",
+            "passes": mirror.passes,
+            "dirty_bytes": 0,
+            "dirty_bytes_s": 0.0,
+            "unverified_bytes": 0,
+            "copy_bytes_s": 1e9,
+            "compare_bytes_s": 1e9,
+            "mask_s": 0.01,
+            "publish_s": 0.01,
+            "verified": bool(mirror.passes),
+            "verify": "full",
+            "notes": [],
+        }
+
+    def _verb_tell(self, request: Json) -> Json:
+        here = self._transfer(request)
+        if here.mirror is None or here.mirror.state != "running":
+            raise Failed("missing", "the mirror is not running")
+        return self._obey(here.mirror, request["message"])
+
+    def _obey(self, mirror: Mirror, message: Json) -> Json:
+        do = message["do"]
+        if do == "pairs" and not mirror.pairs:
+            for pair in message["pairs"]:
+                self._disk(pair["source"])
+                self._disk(pair["target"])
+            mirror.pairs = message["pairs"]
+            self._hide(mirror)
+        elif do == "ready":
+            mirror.held = True
+        elif do == "mask":
+            mirror.held = False
+            self._hide(mirror)
+        elif do == "stop":
+            mirror.state = "ended"
+        return self._figures(mirror)
+
+    def _mirror_turn(self, mirror: Mirror) -> None:
+        """A pass, and the next one after a breath."""
+        if mirror.state != "running":
+            return
+        if mirror.pairs and not mirror.held:
+            self._mirror_pass(mirror)
+        self.cloud.after(2 * PHASE_S, partial(self._mirror_turn, mirror))
+
+    def _mirror_pass(self, mirror: Mirror, *, final: bool = False) -> Json:
+        changed = [self._mirror_pair(pair) for pair in mirror.pairs]
+        one = {
+            "number": len(mirror.passes) + 1,
+            "final": final,
+            "started_at": self.cloud.clock,
+            "bytes_copied": sum(changed) * CHUNK,
+            "chunks_copied": sum(changed),
+            "bytes_compared": CHUNK,
+            "chunks_compared": 1,
+            "changed_meanwhile": 0,
+            "healed": 0,
+            "copy_s": PHASE_S,
+            "compare_s": PHASE_S,
+            "boot_id": self.boot_id,
+        }
+        mirror.passes = [*mirror.passes, one][-50:]
+        return one
+
+    def _mirror_pair(self, pair: Json) -> int:
+        """Every filesystem, without what it is known by. -> how many files changed"""
+        source, target = (self.content(pair[side]["volume_id"]) for side in ("source", "target"))
+        changed = 0
+        for partition, mine in source.items():
+            theirs = target.get(partition) or Filesystem("", "")
+            changed += mine.files != theirs.files
+            copied = dataclasses.replace(theirs, files=mine.files)
+            self.put(pair["target"]["volume_id"], partition, copied)
+        return changed
+
+    def _hide(self, mirror: Mirror) -> None:
+        for pair in mirror.pairs:
+            for partition, fs in self.content(pair["target"]["volume_id"]).items():
+                hidden = dataclasses.replace(fs, fstype="", uuid="", label="")
+                self.put(pair["target"]["volume_id"], partition, hidden)
+
+    def _show(self, mirror: Mirror) -> None:
+        """The commit on the target's side."""
+        for pair in mirror.pairs:
+            for partition, mine in self.content(pair["source"]["volume_id"]).items():
+                theirs = self.content(pair["target"]["volume_id"])[partition]
+                shown = dataclasses.replace(mine, files=theirs.files)
+                self.put(pair["target"]["volume_id"], partition, shown)
+
+    def _mirror_of(self, here: Installed, job: Job) -> Mirror | None:
+        """The mirror that a cutover asks, None for another method."""
+        if job.request.get("method") != "mirror":
+            return None
+        if here.mirror is None or (here.mirror.state != "running" and job.name == "cutover"):
+            raise Failed("missing", "the mirror is not running")
+        return here.mirror
+
     # -- cutover and cutback
 
     def _cutover(self, here: Installed, job: Job) -> None:
-        getattr(self, f"_cutover_{job.phase}")(job)
+        mirror = self._mirror_of(here, job)
+        if mirror and job.phase in ("copying", "comparing"):
+            for pair in mirror.pairs:
+                self._disk(pair["source"]).read_only = True
+            job.record["final_pass"] = self._mirror_pass(mirror, final=True)
+        else:
+            getattr(self, f"_cutover_{job.phase}")(job)
+        if mirror and job.phase == "armed":
+            mirror.held = True
+        elif mirror and job.phase == "committing":
+            self._show(mirror)
+        elif mirror and job.phase == "settling":
+            mirror.state = "ended"
         if job.phase == "settling":
             self._conclude(job, "committed", "", settled=True)
 
@@ -709,13 +872,15 @@ class FakeGuest:
             return
         job.record["stopped"] = self.cloud.clock - PHASE_S
         self._services(job, up=False)
-        self._take_back(job, "going back was asked for")
+        self._take_back(here, job, "going back was asked for")
 
-    def _take_back(self, job: Job, reason: str) -> None:
+    def _take_back(self, here: Installed, job: Job, reason: str) -> None:
         """All in reverse. What fails is told, and the next is tried all the same."""
         if job.phase != "armed":
             problems = []
             self._unmount(job)
+            if job.request.get("method") == "mirror" and here.mirror:
+                self._hide(here.mirror)
             for file in reversed(job.request["sides"]["files"]):
                 self._put_file(file["path"], file["source"])
             try:
@@ -726,6 +891,8 @@ class FakeGuest:
             except Failed as failed:
                 problems.append(failed.json["what"])
             job.record |= {"up_again": self.cloud.clock, "problems": problems}
+        if here.mirror:
+            here.mirror.held = False
         self._conclude(job, "reverted", reason)
 
     def _conclude(self, job: Job, result: str, reason: str, settled: bool = False) -> None:
@@ -738,7 +905,7 @@ class FakeGuest:
             "downtime_s": round(up - stopped, 3) if stopped and up else 0.0,
             "parts": {},
             "clock": "monotonic",
-            "final_pass": final and {key: final[key] for key in _PASS_FIELDS},
+            "final_pass": final and {key: final[key] for key in _PASS_FIELDS if key in final},
             "settled": settled,
             "problems": job.record.get("problems", []),
         }
@@ -770,7 +937,7 @@ class FakeGuest:
 _PASS_FIELDS = (
     "number", "final", "started_at", "copy_s", "compare_s", "files_total", "files_copied",
     "files_deleted", "bytes_copied", "files_compared", "bytes_compared", "changed_meanwhile",
-    "healed", "watermark", "clock_offset", "boot_id",
+    "healed", "watermark", "clock_offset", "boot_id", "chunks_copied", "chunks_compared",
 )  # fmt: skip
 
 
