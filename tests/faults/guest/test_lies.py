@@ -14,9 +14,7 @@ from disks_world import World
 
 from tests.faults.guest import liar
 
-# For a method that copies blocks: break a chunk of the target in the same way, between its copy and
-# its comparison, in a test of its own below. A chunk has no metadata, so ``skip_chunk`` and
-# ``lost_by_the_disk`` are the lies that it can tell.
+# What a method that copies blocks can be lied to about is in test_mirror_lies.py.
 
 LIAR = Path(liar.__file__)
 AGE_S = 0.3
