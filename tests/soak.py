@@ -18,13 +18,14 @@ import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 from lab.api import Lab
+from lab.errors import LabError
 from tests.faults.cloud.proxy import FAULTS, Proxy
 from tests.faults.lab.relay import Relay
-from tests.faults.lab.scene import Scene
+from tests.faults.lab.scene import PATIENT_S, Scene
+from tests.lab.volferry_command import clean
 
 SERVER = "soak"
 TYPES = ("cbs-standard", "cbs-standard-iops", "cbs-premium")
@@ -32,6 +33,7 @@ FILESYSTEMS = ("ext4", "xfs", "btrfs")
 # A request that is never answered is given up after a minute: too long to come at random.
 OF_THE_CLOUD = [name for name, fault in FAULTS.items() if fault.what != "silence"]
 OF_THE_REST = ("none", "controller killed", "guest reset", "ssh cut", "agent killed", "rolled back")
+METHODS = ("rsync", "mirror")
 ONE_IN = 25
 """So many requests to the cloud for each that meets a fault."""
 
@@ -45,18 +47,20 @@ class Soak:
 
     def run(self, minutes: float) -> int:
         ends = time.monotonic() + minutes * 60
-        self.lab.delete_server(SERVER)
+        self.lab.sweep(SERVER, "soak-*")
         self.lab.ensure_server(SERVER)
-        with Proxy() as proxy, Relay.to(self.lab, SERVER) as relay:
+        with Proxy() as proxy:
             while time.monotonic() < ends:
-                self.with_one_volume(proxy, relay, ends)
+                # Anew for each volume: a server that was made anew has another port.
+                with Relay.to(self.lab, SERVER) as relay:
+                    self.with_one_volume(proxy, relay, ends)
         self.faults.update(proxy.met)
         self.tell()
         self.lab.delete_server(SERVER)
         return 1 if self.lost or self.wrong else 0
 
     def with_one_volume(self, proxy: Proxy, relay: Relay, ends: float) -> None:
-        """A few transfers of one volume to and fro, with a filesystem of its own."""
+        """A few transfers of one volume there and back, with a filesystem of its own."""
         fstype = self.random.choice(FILESYSTEMS)
         name = f"soak-{self.seed}-{self.transfers}"
         volume = self.lab.ensure_volume(name, 1, self.random.choice(TYPES))
@@ -76,26 +80,31 @@ class Soak:
                 finally:
                     proxy.chance = lambda method, path: ""
                     relay.heal()
+                    scene.volferry.end()
                     scene.next_transfer()
             self.clear_away(scene)
 
     def one(self, scene: Scene, fstype: str) -> None:
-        fault = self.random.choice(OF_THE_REST)
+        fault, method = self.random.choice(OF_THE_REST), self.random.choice(METHODS)
         at_s = self.random.uniform(3, 50)
         more = ["--type", self.random.choice(TYPES)]
         if self.random.random() < 0.3:
             more += ["--seed", "blank"]
-        say(f"transfer {self.transfers + 1}: {fstype}, {' '.join(more)}, {fault} at {at_s:.0f} s")
+        drawn = f"{fstype}, {method}, {' '.join(more)}, {fault} at {at_s:.0f} s"
+        say(f"transfer {self.transfers + 1}: {drawn}")
         scene.proxy.chance = self.of_the_cloud(random.Random(self.random.random()))
         source, began = scene.guest.volume_id, time.monotonic()
-        running = scene.begin(*more)
+        running = scene.begin(*more, method=method)
         with contextlib.suppress(subprocess.TimeoutExpired):
             running.wait(at_s)
         rolled_back = self.strike(scene, running, fault)
-        running.wait(900)
+        running.wait(PATIENT_S)
+        while scene.transfer() is None:  # it never came to its first step
+            scene.begin(*more, method=method).wait(PATIENT_S)
         if not rolled_back:
             scene.resume_to_the_end(tries=6)
         scene.proxy.chance = lambda method, path: ""
+        scene.until(scene.is_active, "the service is back")
         self.lost += len(scene.lost())
         if rolled_back:
             transfer = scene.transfer()
@@ -151,20 +160,13 @@ class Soak:
         return False
 
     def clear_away(self, scene: Scene) -> None:
-        scene.out_of_use()
-        server = self.lab.find_server(SERVER)
-        assert server is not None
-        for volume in self.lab.member.get("block-storage", "/volumes/detail")["volumes"]:
-            for attachment in volume["attachments"]:
-                if attachment["server_id"] == server["id"]:
-                    self.lab.detach(SERVER, volume["id"])
-        for id in [v["id"] for v in self.ours()]:
-            self.lab.delete_volume(id)
-
-    def ours(self) -> Iterator[dict[str, str]]:
-        for volume in self.lab.member.get("block-storage", "/volumes/detail")["volumes"]:
-            if volume["name"].startswith(f"soak-{self.seed}-") and not volume["attachments"]:
-                yield volume
+        """What stands in the way of the next volume; a server that is not clean is made anew."""
+        try:
+            clean(self.lab, scene.guest)
+        except (subprocess.SubprocessError, LabError):
+            self.lab.delete_server(SERVER)
+            self.lab.ensure_server(SERVER)
+        self.lab.sweep(f"soak-{self.seed}-*")
 
     def tell(self) -> None:
         say(f"\ntransfers {self.transfers}   seed {self.seed}")
@@ -183,8 +185,8 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
     asked = parser.parse_args()
     lab = Lab()
-    lab.up()
-    with tempfile.TemporaryDirectory(prefix="volferry-soak-") as folder:
+    with lab.held("soak"), tempfile.TemporaryDirectory(prefix="volferry-soak-") as folder:
+        lab.up()
         return Soak(lab, asked.seed, Path(folder)).run(asked.minutes)
 
 

@@ -12,12 +12,12 @@ from lab.api import Lab
 from tests.faults.cloud.proxy import Proxy
 from tests.faults.lab.relay import Relay
 from tests.lab import volferry_command
-from tests.lab.volferry_command import Command, Guest
+from tests.lab.volferry_command import UNIT, Command, Guest
 from volferry.steps import SEQUENCE
 
-UNIT, MOUNT = "writer.service", "/srv/data"
+MOUNT = "/srv/data"
 IN_USE = Path(volferry_command.__file__).with_name("in_use.sh")
-PATIENT_S = 300.0
+PATIENT_S = 600.0
 WHOLE_LINE = re.compile(r"\d{13}")
 """A reset may leave the beginning of a line whose write was never acknowledged."""
 
@@ -47,23 +47,19 @@ class Scene:
         words = f"{guest.disk} {MOUNT} {fstype} whole uuid {UNIT}"
         guest.sh(f"sh -s {words} <<'SCRIPT'\n{IN_USE.read_text()}\nSCRIPT")
 
-    def out_of_use(self) -> None:
-        self.guest.sh(
-            f"systemctl disable -q --now {UNIT}; umount {MOUNT}; sed -i '\\|{MOUNT}|d' /etc/fstab; "
-            "systemctl daemon-reload; systemctl reset-failed; true"
-        )
-
     # ---- carrying --------------------------------------------------------------------------------
 
-    def words(self, *more: str) -> tuple[str, ...]:
+    def words(self, *more: str, method: str = "rsync") -> tuple[str, ...]:
+        # On a busy machine a guest's `systemctl daemon-reload` alone may take a minute and a half.
         return (
-            "run", self.guest.name, self.guest.volume_id, "--unit", UNIT,
-            "--ssh-config", str(self.config), "--max-downtime", "60s", "--settle", "2s",
-            "--cutover-timeout", "180s", "--yes", *more,
+            "run", self.guest.name, self.guest.volume_id, "--method", method, "--unit", UNIT,
+            "--ssh-config", str(self.config), "--max-downtime", "600s", "--settle", "2s",
+            "--cutover-timeout", "900s", "--attach-timeout", "600s", "--detach-timeout", "600s",
+            "--yes", *more,
         )  # fmt: skip
 
-    def begin(self, *more: str) -> subprocess.Popen[bytes]:
-        return self.volferry.start(*self.words(*more))
+    def begin(self, *more: str, method: str = "rsync") -> subprocess.Popen[bytes]:
+        return self.volferry.start(*self.words(*more, method=method))
 
     def transfer(self) -> dict[str, Any] | None:
         found = self.volferry.data("list")
@@ -151,7 +147,7 @@ class Scene:
         assert transfer["state"] == "done"
         report = self.volferry.data("report", transfer["id"])
         assert report["not_verified"] == [] and report["verified"]
-        target = str(report["target"]["id"])
+        target = str(report["moves"][0]["target"]["id"])
         self.check(target)
         assert self.guest.leftovers() == ""
         assert self.of_transfer(transfer["id"]) == [target]

