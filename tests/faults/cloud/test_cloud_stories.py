@@ -42,7 +42,10 @@ STEPS = (TakeSnapshot(), Target(), Retype(), Quarantine(), Attach(), Detach(), P
 
 
 class Onlooker:
-    """A guest that sees the disks which the cloud really plugs in, and has its mounts right."""
+    """A guest that sees the disks which the cloud really plugs in, and has its mounts right.
+
+    It is the method as well, which here has nothing to let go of.
+    """
 
     def __init__(self, cloud: FakeCloud) -> None:
         self.seen: set[str] = set()
@@ -64,6 +67,9 @@ class Onlooker:
         return {"rule": "/etc/udev/rules.d/x", "serials": [id[:20] for id in volume_ids]}
 
     async def release(self) -> None:
+        pass
+
+    async def leave(self, scene: object) -> None:
         pass
 
 
@@ -105,7 +111,9 @@ class Story:
 
     @contextlib.asynccontextmanager
     async def surroundings(self, transfer: Transfer) -> AsyncIterator[Context]:
-        yield Context(transfer.id, transfer.plan, cloud=self.cloud, guest=self.guest)
+        yield Context(
+            transfer.id, transfer.plan, cloud=self.cloud, guest=self.guest, method=self.guest
+        )
 
     @property
     def engine(self) -> Engine:

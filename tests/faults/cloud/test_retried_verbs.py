@@ -44,8 +44,8 @@ def connected(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[OpenSt
             patch.delenv(name.upper(), raising=False)
         services = OpenStack()
         folder: Path = tmp_path_factory.mktemp("clouds")
-        file = clouds_yaml(folder, here=password(services.url, api_timeout=TIMEOUT_S))
-        wire = Session.connect("here", "", file)
+        file = clouds_yaml(folder, here=password(services.url))
+        wire = Session.connect("here", "", file, TIMEOUT_S)
         yield services, proxy, wire
         wire.close()
         services.close()
@@ -92,14 +92,16 @@ VERBS = {
     "create_volume": Verb(
         "POST", r"/volumes$",
         lambda api: "",
-        lambda cloud, id: cloud.create_volume("t", size_gib=1, type="fast", mark="tr-1"),
+        lambda cloud, id: cloud.create_volume(
+            "t", size_gib=1, type="fast", mark="tr-1", source_id="s"
+        ),
         lambda api, id: _one(api.volumes), "create volume",
     ),
     "create_volume_from_snapshot": Verb(
         "POST", r"/volumes$",
         lambda api: api.add_snapshot(api.add_volume()),
         lambda cloud, id: cloud.create_volume(
-            "t", size_gib=1, type="fast", mark="tr-1", snapshot_id=id
+            "t", size_gib=1, type="fast", mark="tr-1", source_id="s", snapshot_id=id
         ),
         lambda api, id: _one(api.volumes), "create volume",
     ),
