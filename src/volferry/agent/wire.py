@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import sys
+import time
 from typing import Callable, Dict, List
 
 from volferry.agent.basics import AgentError, Json, Log, Place, Room, say, to_text
@@ -99,10 +100,23 @@ def early(state_dir: str) -> int:
 
 
 def verb_tell(place: Place, request: Json) -> Json:
-    """Say something to the mirror over its socket; its answer."""
+    """Say something to the mirror over its socket; its answer. One that has only been started does
+    not listen before it tracks: that is waited for."""
     folder = lane_dir(place, request["transfer"], "mirror")
-    result: Json = ask_listener(folder, request["message"], float(request.get("timeout_s") or 60.0))
-    return result
+    timeout_s = float(request.get("timeout_s") or 60.0)
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            left_s = max(0.1, deadline - time.monotonic())
+            result: Json = ask_listener(folder, request["message"], left_s)
+        except AgentError as error:
+            if error.kind != "missing" or time.monotonic() >= deadline:
+                raise
+            if Job(place, folder).state() != "running":
+                raise
+            time.sleep(0.1)
+        else:
+            return result
 
 
 def run_job(place: Place, job: Job, asked_for: Json) -> Json:
