@@ -1,5 +1,6 @@
 # A volume in use: $1 device, $2 mount point, $3 filesystem, $4 whole|gpt, $5 how fstab names it,
-# $6 unit. Every line that the writer has forced to the volume is acknowledged on the root disk.
+# $6 unit, $7 how many KiB the writer strews about as well. Every line that it has forced to the
+# volume is acknowledged on the root disk.
 set -eu
 device=$(readlink -f "$1"); mount=$2; fstype=$3
 if [ "$4" = gpt ]; then
@@ -13,6 +14,7 @@ case $5 in
   uuid) name=UUID=$(blkid -s UUID -o value "$device") ;;
   label) name=LABEL=moved; [ "$fstype" = ext4 ] && e2label "$device" moved ;;
   device) name=$device ;;
+  path) name=$1 ;;
 esac
 echo "$name $mount $fstype defaults,nofail,noatime 0 0" >> /etc/fstab
 systemctl daemon-reload
@@ -23,11 +25,15 @@ ln "$mount/tree/1" "$mount/tree/hard"; ln -s 1 "$mount/tree/soft"; chown 1000:10
 setfacl -m u:nobody:rw "$mount/tree/3"; setfattr -n user.note -v kept "$mount/tree/4"
 truncate -s 40M "$mount/tree/sparse"; mkfifo "$mount/tree/pipe"; chmod 1750 "$mount"
 cat > /usr/local/lib/writer.py <<'PYTHON'
-import os, sys, time
+import os, random, sys, time
 written = os.open(sys.argv[1] + "/written", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 acknowledged = os.open("/var/tmp/acknowledged", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+scattered = os.open(sys.argv[1] + "/scattered", os.O_WRONLY | os.O_CREAT)
+kibibytes = int(sys.argv[2])
 number = int(time.time() * 1000)
 while True:
+    for _ in range(kibibytes // 4):
+        os.pwrite(scattered, os.urandom(4096), 4096 * random.randrange(8192))
     number += 1
     os.write(written, b"%d\n" % number)
     os.fsync(written)
@@ -40,7 +46,7 @@ cat > "/etc/systemd/system/$6" <<UNIT
 [Unit]
 RequiresMountsFor=$mount
 [Service]
-ExecStart=/usr/bin/python3 /usr/local/lib/writer.py $mount
+ExecStart=/usr/bin/python3 /usr/local/lib/writer.py $mount ${7:-0}
 [Install]
 WantedBy=multi-user.target
 UNIT

@@ -1,0 +1,165 @@
+"""Each stack that the mirror moves, in a guest of its own, restarted at the three worst moments.
+
+A story takes some minutes under emulation, so `make test` tells one and `make test-stacks` all.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from lab.api import Lab
+from tests.lab.naming import named
+from tests.lab.volferry_command import UNIT, Command, Guest, snapshots, tree, words
+
+pytestmark = pytest.mark.lab
+
+EVERY = os.environ.get("VOLFERRY_EVERY_STACK") == "1"
+HERE = Path(__file__).parent
+STREWN_KIB = "256"
+
+
+class Stack(NamedTuple):
+    name: str
+    fstype: str
+    table: str = "whole"
+    volumes: int = 1
+    image: str = "debian-12"
+
+
+STACKS = (
+    Stack("bare", "xfs"),
+    Stack("bare", "ext4", table="gpt", image="debian-13"),
+    Stack("btrfs", "btrfs", image="debian-13"),
+    Stack("lvm", "ext4"),
+    Stack("lvm", "xfs", image="debian-13"),
+    Stack("lvm-two", "xfs", volumes=2),
+    Stack("md", "xfs", volumes=2, image="debian-13"),
+    Stack("luks", "ext4", image="debian-13"),
+    Stack("lvm-on-luks", "xfs"),
+)
+
+
+class Stacked(Guest):
+    """A guest with a service on a stack over one volume or several."""
+
+    def __init__(self, lab: Lab, name: str, volume_ids: list[str]) -> None:
+        super().__init__(lab, name, volume_ids[0], "/srv/data")
+        self.volume_ids = volume_ids
+
+    def lay_out(self, stack: Stack) -> None:
+        disks = " ".join(f"/dev/disk/by-id/virtio-{one[:20]}" for one in self.volume_ids)
+        said = self.run_script("stacks.sh", f"{stack.name} {disks}")
+        device, fstab = said.splitlines()[-1].split()
+        self.run_script(
+            "in_use.sh",
+            f"{device} {self.mount} {stack.fstype} {stack.table} {fstab} {UNIT} {STREWN_KIB}",
+        )
+
+    def run_script(self, name: str, arguments: str) -> str:
+        text = (HERE / name).read_text()
+        return self.sh(f"sh -s {arguments} <<'SCRIPT'\n{text}\nSCRIPT")
+
+    def disks_below(self) -> set[str]:
+        """Serials of all disks below the mount, by the kernel's word."""
+        return set(
+            self.sh(
+                f"for d in $(lsblk -nrso KNAME,TYPE $(findmnt -nro SOURCE {self.mount}) | "
+                "awk '$2 == \"disk\" {print $1}'); do cat /sys/class/block/$d/serial; done"
+            ).split()
+        )
+
+    def in_order_on(self, volume_ids: list[str]) -> None:
+        """These volumes are below the mount and no others, the service is up and writes, and all
+        that it ever acknowledged is there."""
+        assert self.disks_below() == {volume_id[:20] for volume_id in volume_ids}
+        assert self.sh(f"systemctl is-active {UNIT}") == "active"
+        before, ends = self.acknowledged(), time.monotonic() + 120
+        while self.acknowledged() == before:
+            assert time.monotonic() < ends, "the service does not write"
+            time.sleep(0.5)
+        assert self.lost() == []
+
+
+@pytest.fixture
+def stacked(
+    lab: Lab, own_server: Callable[..., str], new_volume: Callable[..., str]
+) -> Callable[[Stack], Stacked]:
+    def make(stack: Stack) -> Stacked:
+        guest = Stacked(
+            lab, own_server(image=stack.image), [new_volume() for _ in range(stack.volumes)]
+        )
+        for volume_id in guest.volume_ids:
+            lab.attach(guest.name, volume_id)
+        guest.lay_out(stack)
+        return guest
+
+    return make
+
+
+def wishes(lab: Lab, guest: Stacked, *more: str) -> tuple[str, ...]:
+    """The words of a run of the mirror over all volumes of the guest."""
+    first, _, *rest = words(lab, guest)
+    rest[rest.index("--method") + 1] = "mirror"
+    return (
+        first, *guest.volume_ids, *rest, "--max-downtime", "120s", "--type", "cbs-premium",
+        "--hold", "--yes", *more,
+    )  # fmt: skip
+
+
+def targets(volferry: Command) -> list[str]:
+    return [move["target"]["id"] for move in volferry.report()["moves"]]
+
+
+@pytest.mark.parametrize(
+    "stack", STACKS if EVERY else (), ids=lambda stack: f"{stack.name}-{stack.table}-{stack.fstype}"
+)
+def test_it_moves_under_load_and_every_restart_brings_up_the_right_side(
+    lab: Lab, volferry: Command, stacked: Callable[[Stack], Stacked], stack: Stack
+) -> None:
+    move_with_three_restarts(lab, volferry, stacked(stack))
+
+
+def move_with_three_restarts(lab: Lab, volferry: Command, guest: Stacked) -> None:
+    before = tree(guest)
+    running = volferry.start("run", *wishes(lab, guest, "--bwlimit", "30M"))
+    volferry.in_step(running, "sync")
+    guest.reboot()
+    guest.in_order_on(guest.volume_ids)
+
+    assert running.wait(1800) == 0, volferry.log.read_text()
+    transfer = volferry.transfer()
+    made = targets(volferry)
+    guest.in_order_on(made)
+    guest.reboot()
+    guest.in_order_on(made)
+
+    volferry("finish", transfer)
+    assert volferry.report()["verified"]
+    guest.reboot()
+    guest.in_order_on(made)
+    assert tree(guest) == before
+    for volume_id in guest.volume_ids:
+        source = lab.volume(volume_id)
+        assert (source["status"], source["metadata"]["readonly"]) == ("available", "True")
+    assert guest.leftovers() == "" and snapshots(lab, guest) == []
+
+
+def test_a_volume_group_moves_and_a_restart_after_the_commit_brings_up_the_target(
+    lab: Lab, volferry: Command, stacked: Callable[[Stack], Stacked]
+) -> None:
+    guest = stacked(Stack("lvm", "ext4"))
+    before = tree(guest)
+    volferry("run", *wishes(lab, guest))
+    made = targets(volferry)
+    guest.reboot()
+    guest.in_order_on(made)
+    volferry("finish", volferry.transfer())
+    guest.in_order_on(made)
+    assert tree(guest) == before
+    assert guest.leftovers() == ""
