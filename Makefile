@@ -1,6 +1,7 @@
 # What a developer types. Everything works from nothing: each target makes what it needs.
 #   make demo   a live move of a PostgreSQL volume in the lab, with proof
 #   make test   all tests, the lab's included      make check   style, types, layers, spelling
+#   make test-stacks   each stack moved in a guest, with restarts at the worst moments
 #   make test-faults   every fault in the lab      make soak    random faults, for 30 minutes
 #   make test-crash    the power cut at every effect, with fakes and in the lab
 #   make lab / lab-down                            make bench   the README's figures
@@ -16,7 +17,8 @@ SOURCES := src lab demo tests benchmarks
 PYTEST_ARGS ?=
 SOAK_ARGS ?=
 
-.PHONY: install demo test check lint format-check types layers spelling lab lab-down bench lock audit clean
+.PHONY: install demo test test-stacks check lint format-check types layers spelling lab lab-down \
+  bench lock audit clean
 
 install: $(VENV)/.made
 
@@ -55,6 +57,10 @@ test-crash: install tools
 # SOAK_ARGS="--minutes 5 --seed 7"
 soak: install
 	$(SUDO) $(BIN)/python -m tests.soak $(SOAK_ARGS)
+
+# Hours under emulation: every stack that the mirror moves, restarted at the three worst moments.
+test-stacks: install tools
+	$(SUDO) env VOLFERRY_EVERY_STACK=1 $(BIN)/python -m pytest tests/lab/test_stacks.py $(PYTEST_ARGS)
 
 demo: install
 	$(SUDO) $(BIN)/python -m demo

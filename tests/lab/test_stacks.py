@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
 from lab.api import Lab
-from tests.lab.naming import named
 from tests.lab.volferry_command import UNIT, Command, Guest, snapshots, tree, words
 
 pytestmark = pytest.mark.lab
@@ -70,7 +69,7 @@ class Stacked(Guest):
         return set(
             self.sh(
                 f"for d in $(lsblk -nrso KNAME,TYPE $(findmnt -nro SOURCE {self.mount}) | "
-                "awk '$2 == \"disk\" {print $1}'); do cat /sys/class/block/$d/serial; done"
+                "awk '$2 == \"disk\" {print $1}'); do echo $(cat /sys/class/block/$d/serial); done"
             ).split()
         )
 
