@@ -97,6 +97,16 @@ def test_a_union_counts_nothing_twice(case: tuple, data: st.DataObject) -> None:
     assert numbers(others) == sorted(other_model)
 
 
+@given(changes(), st.data())
+def test_a_difference_has_what_only_the_first_has(case: tuple, data: st.DataObject) -> None:
+    chunks, model = built(*case)
+    others, other_model = built(case[0], [(True, r) for r in data.draw(st.lists(ranges(case[0])))])
+    chunks.subtract(others)
+    assert numbers(chunks) == sorted(model - other_model)
+    assert chunks.count == len(model - other_model)
+    assert numbers(others) == sorted(other_model)
+
+
 @given(changes())
 def test_it_survives_a_state_file(case: tuple) -> None:
     chunks, model = built(*case)
@@ -128,6 +138,8 @@ def test_chunks_that_the_disk_has_not_are_refused(wrong: tuple[int, int]) -> Non
             method(*wrong)
     with pytest.raises(ValueError, match="11"):
         chunks.update(ChunkSet(11))
+    with pytest.raises(ValueError):
+        chunks.subtract(ChunkSet(11))
 
 
 def test_an_empty_disk_has_no_chunks() -> None:

@@ -58,6 +58,9 @@ class ChunkSet:
             page[begin:end] = (old | mask).to_bytes(end - begin, "little")
             self.count += bits_set(mask & ~old)
 
+    def add_one(self, chunk: int) -> None:
+        self.add(chunk, chunk)
+
     def add_all(self) -> None:
         if self.size:
             self.add(0, self.size - 1)
@@ -91,6 +94,19 @@ class ChunkSet:
             new = old | int.from_bytes(theirs, "little")
             page[:] = new.to_bytes(PAGE_BYTES, "little")
             self.count += bits_set(new ^ old)
+
+    def subtract(self, other: "ChunkSet") -> None:
+        """Discard all of another set over as many chunks."""
+        if other.size != self.size:
+            raise ValueError("a set of {} chunks from one of {}".format(other.size, self.size))
+        for number in [number for number in other._pages if number in self._pages]:
+            page = self._pages[number]
+            old = int.from_bytes(page, "little")
+            gone = old & int.from_bytes(other._pages[number], "little")
+            page[:] = (old ^ gone).to_bytes(PAGE_BYTES, "little")
+            self.count -= bits_set(gone)
+            if old == gone:
+                del self._pages[number]
 
     def has_any(self, first: int, last: int) -> bool:
         self._check(first, last)

@@ -29,7 +29,8 @@ import os
 import queue
 import threading
 import time
-from typing import Any, Callable, List, Optional
+from itertools import islice
+from typing import Any, Callable, Dict, List, Optional
 
 from volferry.agent.basics import (
     AgentError,
@@ -363,7 +364,7 @@ class Mirror:
             self.phase = "comparing"
             total = side.unverified_bytes
             self.progress = {"done_bytes": 0, "total_bytes": total}
-            differing: List[int] = []
+            differing = ChunkSet(side.unverified.size)
             spent = throttle.spent_s
 
             def done(first: int, count: int, length: int, side: Side = side) -> None:
@@ -373,42 +374,38 @@ class Mirror:
                 tick(first, count, length)
 
             try:
-                side.pair.compare(side.unverified, throttle, done, differing.append)
+                side.pair.compare(side.unverified, throttle, done, differing.add_one)
             finally:
-                for chunk in differing:
-                    side.unverified.add(chunk, chunk)
+                side.unverified.update(differing)
             if total >= 64 * side.chunk_bytes:
                 self.compare_bytes_s = total / max(throttle.spent_s - spent, 1e-6)
             self.judge(side, differing, result)
 
-    def judge(self, side: Side, differing: List[int], result: Json) -> None:
+    def judge(self, side: Side, differing: ChunkSet, result: Json) -> None:
         """What is dirty differs because it was written meanwhile, and is copied by the next pass.
         A write may be under way still: it gets time to be told."""
         assert side.pair is not None
         if self.suspect:
             with self.lock:
-                for chunk in differing:
-                    side.dirty.add(chunk, chunk)
-            result["healed"] += len(differing)
+                side.dirty.update(differing)
+            result["healed"] += differing.count
             return
         ends = time.monotonic() + IN_FLIGHT_S
         left = differing
-        while left:
+        while left.count:
             if not self.orders.empty():
                 raise Waiting()
             self.drain()
-            with self.lock:
-                left = [chunk for chunk in left if not side.dirty.has_any(chunk, chunk)]
-            left = [chunk for chunk in left if side.pair.differs(*side.pair.extent(chunk, 1))]
-            if not left or time.monotonic() >= ends or self.loss:
+            left = self.still_differing(side, left)
+            if not left.count or time.monotonic() >= ends or self.loss:
                 break
             time.sleep(0.1)
-        result["changed_meanwhile"] += len(differing) - len(left)
-        if not left or self.loss:
+        result["changed_meanwhile"] += differing.count - left.count
+        if not left.count or self.loss:
             return
-        where = ", ".join(str(chunk * side.chunk_bytes) for chunk in left[:5])
+        where = ", ".join(str(first * side.chunk_bytes) for first, _ in islice(left.runs(1), 5))
         what = "{} chunks of {} bytes of {} differed though nothing told of a write (at {})".format(
-            len(left), side.chunk_bytes, side.source.path, where
+            left.count, side.chunk_bytes, side.source.path, where
         )
         if self.faults:
             raise AgentError(
@@ -417,13 +414,24 @@ class Mirror:
                 "the source stays the live side and is complete; the target cannot be trusted",
                 "roll back, and use --method rsync",
             )
-        result["healed"] += len(left)
+        result["healed"] += left.count
         with self.lock:
-            for chunk in left:
-                side.dirty.add(chunk, chunk)
+            side.dirty.update(left)
         self.note(what + "; they are copied again and everything is compared once more")
         self.faults = True
         self.compare_everything()
+
+    def still_differing(self, side: Side, chunks: ChunkSet) -> ChunkSet:
+        """Those that differ now and of which no write was told."""
+        assert side.pair is not None
+        untold, found = ChunkSet(chunks.size), ChunkSet(chunks.size)
+        untold.update(chunks)
+        with self.lock:
+            untold.subtract(side.dirty)
+        for chunk, _ in untold.runs(1):
+            if side.pair.differs(*side.pair.extent(chunk, 1)):
+                found.add_one(chunk)
+        return found
 
     def forget_orders(self) -> None:
         unlink_durably(self.job.path(ORDERS))
@@ -635,7 +643,7 @@ class Mirror:
         copied = time.monotonic()
         for side in self.sides:
             assert side.pair is not None
-            differing: List[int] = []
+            differing = ChunkSet(side.unverified.size)
             before = side.unverified.count
 
             def done(first: int, count: int, length: int) -> None:
@@ -643,13 +651,16 @@ class Mirror:
                 result["bytes_compared"] += length
                 tick(first, count, length)
 
-            side.pair.compare(side.unverified, hurry, done, differing.append)
-            if differing:
+            side.pair.compare(side.unverified, hurry, done, differing.add_one)
+            if differing.count:
                 raise AgentError(
                     "failed",
                     "verification failed: {} of {} chunks of {} bytes differ after the final copy, "
                     "the first at offset {}".format(
-                        len(differing), before, side.chunk_bytes, differing[0] * side.chunk_bytes
+                        differing.count,
+                        before,
+                        side.chunk_bytes,
+                        next(differing.runs(1))[0] * side.chunk_bytes,
                     ),
                     "the source is complete; nothing was switched",
                 )
