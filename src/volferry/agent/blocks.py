@@ -28,6 +28,8 @@ MOST_CHUNKS = 1 << 27
 TRANSFER = MIB
 """Bytes of one read or write."""
 
+NOTHING_COPIED = "nothing was copied; the source is untouched and stays the live side"
+
 HEAD = TAIL = MIB
 HEAD_LUKS = 8 * MIB
 """LUKS2 keeps a second header behind its first, 4 MiB into the disk at most (LUKS2 specification,
@@ -55,7 +57,12 @@ class DiskFile:
             fd = os.open(to_bytes(path), flags)
         except OSError as error:
             if error.errno == errno.EBUSY:
-                raise AgentError("doubt", "the target {} is in use by somebody".format(path))
+                raise AgentError(
+                    "doubt",
+                    "the target {} is in use by somebody".format(path),
+                    NOTHING_COPIED,
+                    "lsblk {} shows what stands on it or where it is mounted".format(path),
+                )
             raise
         self.file = io.FileIO(fd, "r+" if write else "r")
 
@@ -175,7 +182,8 @@ class Pair:
                 "the target {} has {} bytes, less than the source's {}".format(
                     target.path, target.size_bytes, source.size_bytes
                 ),
-                "nothing was copied; the source is untouched",
+                NOTHING_COPIED,
+                "a target has to be as large as the source at least (--size)",
             )
         if target.dev == source.dev:
             raise AgentError("doubt", "source and target are the same disk {}".format(source.path))

@@ -45,6 +45,7 @@ from volferry.agent.basics import (
 from volferry.agent.blocks import (
     HEAD,
     HEAD_LUKS,
+    NOTHING_COPIED,
     Activity,
     DiskFile,
     Pair,
@@ -100,6 +101,12 @@ class Side:
         self.target_ref: Json = {}
         self.pair: Optional[Pair] = None
         self.blank = False
+
+    def close(self) -> None:
+        """Let go of both disks. Repeatable."""
+        pair, self.pair = self.pair, None
+        if pair is not None:
+            pair.close()
 
     @property
     def dirty_bytes(self) -> int:
@@ -546,17 +553,23 @@ class Mirror:
         self.set_pace(float(message.get("pace") or DEFAULT_PACE))
         self.verify = message.get("verify") or "full"
         self.head_bytes = HEAD_LUKS if message.get("luks") else HEAD
-        self.kept = message
         by_source = {pair["source"]["volume_id"]: pair["target"] for pair in message["pairs"]}
         began = time.monotonic()
-        for side in self.sides:
-            side.target_ref = by_source[side.ref["volume_id"]]
-            side.blank = bool(message.get("blank"))
-            self.open_pair(side, self.head_bytes)
-        self.mask_s = time.monotonic() - began
+        try:
+            for side in self.sides:
+                side.target_ref = by_source[side.ref["volume_id"]]
+                side.blank = bool(message.get("blank"))
+                self.open_pair(side, self.head_bytes)
+            self.mask_s = time.monotonic() - began
+            for side in self.sides:
+                assert side.pair is not None
+                self.refuse_if_recognised(side.pair.target_disk)
+        except BaseException:
+            for side in self.sides:
+                side.close()
+            raise
         for side in self.sides:
             assert side.pair is not None
-            self.refuse_if_recognised(side.pair.target_disk)
             if self.suspect or (self.verify == "full" and not side.blank):
                 side.unverified = side.pair.everything()
             elif side.blank:
@@ -566,14 +579,20 @@ class Mirror:
         before = time.monotonic()
         publish(self.place, disks, True, False, 30.0)
         self.publish_s = time.monotonic() - before
-        self.began_pairs = True
+        self.began_pairs, self.kept = True, message
         write_json(self.job.path(ORDERS), message)
         return self.figures()
 
     def open_pair(self, side: Side, head_bytes: int) -> None:
         target = resolve(self.place, side.target_ref)
         if target.read_only:
-            raise AgentError("refused", "the target {} is read-only".format(target.path))
+            raise AgentError(
+                "refused",
+                "the target {} is read-only".format(target.path),
+                NOTHING_COPIED,
+                "openstack volume set --read-write, and attach it again",
+            )
+        wait_until_free(target.path, 5.0)  # who probes it may have it for a moment
         side.pair = Pair(side.source, target, head_bytes)
         side.pair.mask()
 
@@ -585,7 +604,7 @@ class Mirror:
                 "the target {} is still recognised as {} after it was hidden".format(
                     target.path, found.get("TYPE") or found.get("PTTYPE") or found
                 ),
-                "nothing was copied; the source is untouched",
+                NOTHING_COPIED,
                 "use --method rsync",
             )
 
