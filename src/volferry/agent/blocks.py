@@ -211,10 +211,8 @@ class Pair:
         self.other_reader.shutdown()
         self.source.close()
         self.target.close()
-        for view in self.views:
-            view.release()
-        for buffer in self.buffers:
-            buffer.close()
+        for number, buffer in enumerate(self.buffers):
+            free_memory(self.views[number], buffer)
 
     # -- what is withheld
 
@@ -353,12 +351,30 @@ class Pair:
         return found
 
 
+@contextlib.contextmanager
+def aligned_memory() -> Iterator[memoryview]:
+    """For one transfer past the page cache; zeros at first."""
+    buffer = mmap.mmap(-1, TRANSFER)
+    view = memoryview(buffer)
+    try:
+        yield view
+    finally:
+        free_memory(view, buffer)
+
+
+def free_memory(view: memoryview, buffer: mmap.mmap) -> None:
+    """A transfer that failed still refers to its part, by the error that is on its way up: then it
+    is freed with the error, which is what has to be told."""
+    view.release()
+    with contextlib.suppress(BufferError):
+        buffer.close()
+
+
 def put_zeros(target: DiskFile, ranges: List[Range]) -> None:
     """Nothing recognises the target any more: the head goes first. Repeatable."""
-    with contextlib.closing(mmap.mmap(-1, TRANSFER)) as zeros:
+    with aligned_memory() as zeros:
         for offset, length in pieces(reversed(ranges)):
-            with memoryview(zeros) as view:
-                target.write(offset, view[:length])
+            target.write(offset, zeros[:length])
     target.flush()
     target.reread_partitions()
 
@@ -366,7 +382,7 @@ def put_zeros(target: DiskFile, ranges: List[Range]) -> None:
 def put_withheld(target: DiskFile, ranges: List[Range], content: bytes) -> None:
     """Write what was withheld and read it back. The head is last in ``ranges``: before it is there
     nothing is recognised. Repeatable."""
-    with contextlib.closing(mmap.mmap(-1, TRANSFER)) as buffer, memoryview(buffer) as view:
+    with aligned_memory() as view:
         at = 0
         for offset, length in pieces(ranges):
             view[:length] = content[at : at + length]
