@@ -33,7 +33,7 @@ class Listener:
     """Answers each line by ``obey``, one thread a caller."""
 
     def __init__(self, folder: str, obey: Callable[[Json], Json]) -> None:
-        self.folder, self.obey = folder, obey
+        self.folder, self.obey, self.closed = folder, obey, False
         with contextlib.suppress(FileNotFoundError):
             os.unlink(to_bytes(os.path.join(folder, SOCKET)))
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -50,8 +50,12 @@ class Listener:
         while True:
             try:
                 caller, _ = self.socket.accept()
-            except OSError:  # closed: we are done
-                return
+            except OSError as error:
+                if self.closed:
+                    return
+                Log.say("the socket: {}".format(error))  # too many callers have files open
+                time.sleep(0.5)
+                continue
             threading.Thread(target=self.serve, args=(caller,), daemon=True).start()
 
     def serve(self, caller: socket.socket) -> None:
@@ -83,6 +87,7 @@ class Listener:
             return {"ok": False, "error": AgentError("failed", what).as_json()}
 
     def close(self) -> None:
+        self.closed = True
         self.socket.close()
         with contextlib.suppress(FileNotFoundError):
             os.unlink(to_bytes(os.path.join(self.folder, SOCKET)))

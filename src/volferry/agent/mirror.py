@@ -529,10 +529,15 @@ class Mirror:
 
     def settings(self, message: Json) -> Json:
         """Takes effect at once, and is kept for a process that is begun again."""
+        limit, pace = message.get("bwlimit_bytes_s"), message.get("pace")
+        if limit is not None and not is_number(limit, 1, 1 << 60):
+            raise AgentError("usage", "{!r} is no limit in bytes per second".format(limit))
+        if pace is not None and not is_number(pace, 0.001, 1):
+            raise AgentError("usage", "{!r} is no pace between 0.001 and 1".format(pace))
         if "bwlimit_bytes_s" in message:
-            self.throttle.bytes_s = message["bwlimit_bytes_s"]
-        if message.get("pace") is not None:
-            self.set_pace(float(message["pace"]))
+            self.throttle.bytes_s = limit
+        if pace is not None:
+            self.set_pace(float(pace))
         now = {"bwlimit_bytes_s": self.throttle.bytes_s, "pace": self.pace}
         if self.kept is not None and self.began_pairs:
             self.kept.update(now)
@@ -769,6 +774,11 @@ class Mirror:
     def stop(self, message: Json) -> Json:
         self.ending = True
         return {}
+
+
+def is_number(value: Any, least: float, most: float) -> bool:
+    """Not so for NaN, nor for what JSON calls true."""
+    return type(value) in (int, float) and bool(least <= value <= most)
 
 
 def hide_again(place: Place, ref: Json, ranges: List[Any]) -> None:
