@@ -514,6 +514,8 @@ class Mirror:
         try:
             order.result = verbs[order.message["do"]](order.message)
         except Stopped:
+            what = "the mirror was stopped in the middle of '{}'".format(order.message["do"])
+            order.error = AgentError("failed", what)
             raise
         except Exception as error:  # noqa: BLE001 - it is raised where the order was given
             Log.say("'{}': {}".format(order.message["do"], error))
