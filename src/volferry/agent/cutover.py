@@ -238,6 +238,7 @@ class Cutover:
         if self.record["going_back"]:
             return self.take_back(self.record["going_back"])
         if phase == "armed":
+            self.tried([], self.mover.hide)
             return self.conclude("reverted", reason + ", before anything was stopped")
         if not self.is_committed() and self.may_go_on_without_source():
             self.commit()
@@ -463,7 +464,7 @@ class Cutover:
             if self.layers:
                 release_stack(self.place, self.layers, time.monotonic() + time_for(60.0))
             for path in self.paths(side):
-                if not wait_until_free(path, 2.0):
+                if not wait_until_free(path, 2.0) and not self.mover.has(path):
                     raise AgentError("busy", "{} is still held by somebody".format(path))
         except AgentError as error:
             if error.kind != "busy":

@@ -459,6 +459,7 @@ class Mirror:
             "mask_s": round(self.mask_s, 4),
             "publish_s": round(self.publish_s, 4),
             "standby": bool(self.kept and self.kept.get("swapped")),
+            "holds": [side.pair.target.path for side in self.sides if side.pair is not None],
             "verified": self.is_verified,
             "verify": self.verify,
             "events": self.events,

@@ -95,6 +95,10 @@ class FilesMover:
     def copy_back(self) -> None:
         """Writes since the commit stay on the target."""
 
+    def has(self, path: str) -> bool:
+        """The last pass ends with the worker: nothing of it is left that holds a disk."""
+        return False
+
     def end(self) -> None:
         self.inside.end()
 
@@ -119,7 +123,12 @@ class BlocksMover:
 
     def check(self) -> None:
         # What is at hand there is put down at once, but a comparison in doubt takes its time.
-        self.ask("ready", 30.0)
+        try:
+            self.ask("ready", 30.0)
+        except AgentError as error:
+            if error.kind == "failed":  # it did not answer, and may get ready all the same
+                self.go_on()
+            raise
 
     def copy(self) -> Json:
         cutover = self.cutover
@@ -198,6 +207,13 @@ class BlocksMover:
         cutover.note(final_pass=result)
         self.ask("unmask", cutover.left(60.0))
         cutover.note(standby=False)
+
+    def has(self, path: str) -> bool:
+        """Whether nobody but the mirror can have it open: it was not shown yet."""
+        try:
+            return path in self.ask("figures", 10.0)["holds"]
+        except AgentError:
+            return False
 
     def end(self) -> None:
         """It ends what it does by itself: its deadline is ours."""
