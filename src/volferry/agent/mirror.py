@@ -71,6 +71,8 @@ IN_FLIGHT_S = 10.0
 DEFAULT_PACE = 0.05
 BUFFER_KIB = 8192
 """Of the kernel's ring buffer, for each processor: 100 000 writes between two drains."""
+WATCH_KIB = 1024
+"""The same for the targets: less, as all that a loss costs there is a comparison."""
 
 
 def tracker_name(transfer: str) -> str:
@@ -127,7 +129,11 @@ class Mirror:
             refs = [pair["source"] for pair in self.kept["pairs"]]
         self.sides = [Side(ref, resolve(place, ref)) for ref in refs]
         self.lock = threading.Lock()
-        """Over the tracker and the dirty sets: a thread of its own keeps draining."""
+        """Over the trackers and their sets: a thread of its own keeps draining."""
+        self.watch: Optional[Tracker] = None
+        self.watched: Dict[str, ChunkSet] = {}
+        """What is written to the targets while a cutover may show them: should they be hidden again
+        they differ there from the sources, which nobody wrote to."""
         self.orders: "queue.Queue[Order]" = queue.Queue()
         self.loss = request.get("suspect") or ""
         self.suspect = False
@@ -150,6 +156,10 @@ class Mirror:
         self.publish_s = 0.0
         self.ending = False
         self.held = False
+        self.proven = False
+        """Nobody writes, and source and target are the same."""
+        self.shown = False
+        self.in_flight_s = float(request.get("in_flight_s") or IN_FLIGHT_S)
         self.head_bytes = HEAD
         self.progress: Json = {}
 
@@ -173,8 +183,8 @@ class Mirror:
             listener.close()
             drainer.join(timeout=5.0)
             for side in self.sides:
-                if side.pair is not None:
-                    side.pair.close()
+                side.close()
+            self.end_watch()
             self.tracker.close()
             self.refuse_orders()
         return self.figures()
@@ -237,11 +247,53 @@ class Mirror:
                 drained = self.tracker.drain({side.source.dev: side.dirty for side in self.sides})
                 if check:
                     self.loss = self.tracker.lost()
+                if self.watch is not None:
+                    self.watch.drain(self.watched)
             except Exception as error:  # noqa: BLE001 - whatever it was, events may be gone
                 self.loss = "{}: {}".format(type(error).__name__, error)
                 return 0
             self.events += drained.events
             return int(drained.events)
+
+    def begin_watch(self) -> None:
+        targets = [(side, resolve(self.place, side.target_ref)) for side in self.sides]
+        watch = Tracker(
+            self.place,
+            tracefs_path(self.place),
+            tracker_name(self.request["transfer"]) + "-targets",
+            {disk.dev: Tracked(disk.size_bytes, side.chunk_bytes) for side, disk in targets},
+            WATCH_KIB,
+        )
+        watch.open()
+        with self.lock:
+            self.watch, self.watched = watch, watch.new_sets()
+
+    def end_watch(self) -> None:
+        with self.lock:
+            watch, self.watch = self.watch, None
+        if watch is not None:
+            try:
+                watch.close()
+            except AgentError as error:
+                Log.say("{}: {}".format(error.what, error.data))
+
+    def take_watched(self) -> None:
+        """Nobody writes to the targets any more: what was written there is to be copied again."""
+        with self.lock:
+            if self.watch is None:
+                self.loss = self.loss or "what was written to the target was not noted"
+                return
+            while self.watch.drain(self.watched).events:
+                pass
+            lost = self.watch.lost()
+            if lost:
+                self.loss = self.loss or "what was written to the target: {}".format(lost)
+            for side in self.sides:
+                written = self.watched[resolve(self.place, side.target_ref).dev]
+                for first, count in written.runs(written.size):
+                    last = min(first + count, side.dirty.size) - 1  # the target may be larger
+                    if first <= last:
+                        side.dirty.add(first, last)
 
     def take_loss(self) -> None:
         """Events were lost: begin to track anew, then everything may differ."""
@@ -397,7 +449,7 @@ class Mirror:
                 side.dirty.update(differing)
             result["healed"] += differing.count
             return
-        ends = time.monotonic() + IN_FLIGHT_S
+        ends = time.monotonic() + self.in_flight_s
         left = differing
         while left.count:
             if not self.orders.empty():
@@ -630,7 +682,12 @@ class Mirror:
                 "nothing was stopped",
                 "wait until it has been",
             )
-        self.held = True
+        self.held, self.proven = True, False
+        self.end_watch()
+        try:
+            self.begin_watch()
+        except AgentError as error:
+            Log.say("the targets: {}: {}".format(error.what, error.data))
         raise_priority()
         for side in self.sides:
             assert side.pair is not None
@@ -697,6 +754,7 @@ class Mirror:
         result["verified"] = self.is_verified if self.verify == "full" else self.verify
         result["withheld"] = [self.keep(side, bool(message.get("save"))) for side in self.sides]
         self.passes.append(result)
+        self.proven = True
         return result
 
     def keep(self, side: Side, save: bool) -> Json:
@@ -716,31 +774,36 @@ class Mirror:
 
     def unmask(self, message: Json) -> Json:
         """The target can be recognised from here on, and is let go of so that it can be mounted."""
-        self.phase = "switched"
+        if not self.proven or any(side.pair is None for side in self.sides):
+            raise AgentError("refused", "the target was not proven to be the same", "it is hidden")
+        self.phase, self.proven, self.shown = "switched", False, True
         self.forget_orders()  # first: nobody may hide a target that is the live side
         for side in self.sides:
             assert side.pair is not None
             side.pair.unmask(side.pair.read_withheld())
         for side in self.sides:
-            assert side.pair is not None
-            side.pair.close()
-            side.pair = None
+            side.close()
         if self.kept is not None and self.kept.get("swapped"):
             self.kept, self.ending = None, True  # the source is the live side again
         return {}
 
     def mask(self, message: Json) -> Json:
-        """Hide the targets again. Writes to the source were noted all the time."""
-        for side in self.sides:
-            if side.pair is not None:
-                side.pair.close()
-                side.pair = None
+        """Hide the targets again. Writes to either side were noted all the time."""
         if self.kept is None:
             raise AgentError("refused", "the mirror does not know its targets any more")
-        for side in self.sides:
-            self.open_pair(side, self.head_bytes)
+        try:
+            for side in self.sides:
+                side.close()
+            if self.shown:
+                self.take_watched()
+            self.end_watch()
+            for side in self.sides:
+                self.open_pair(side, self.head_bytes)
+        except BaseException:
+            self.ending = True  # one that is begun again compares everything
+            raise
         write_json(self.job.path(ORDERS), self.kept)
-        self.phase, self.held = "tracking", False
+        self.phase, self.held, self.proven, self.shown = "tracking", False, False, False
         lower_priority()
         return {}
 
@@ -754,7 +817,8 @@ class Mirror:
         except BaseException:
             self.ending = True  # neither role is whole
             raise
-        self.phase, self.held = "standby", False
+        self.end_watch()
+        self.phase, self.held, self.shown = "standby", False, False
         lower_priority()
         return {}
 
