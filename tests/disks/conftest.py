@@ -14,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "agent"))
 
 from agent_rig import Disks, Guest, disks_in, why_no_loop_devices
 from disks_world import World
+from mirror_world import end_mirror
 
 HERE = Path(__file__).resolve().parent
 
@@ -45,6 +46,7 @@ def world(guest: Guest, disks: Disks) -> Iterator[World]:
     """Made by the test itself: ``world.make("xfs")``."""
     found = World(guest, disks)
     yield found
+    end_mirror(guest)
     guest.kill_everything()
     found.end_writer()
 

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import mmap
+import os
+import signal
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from agent_rig import Json, shell
+from agent_rig import Guest, Json, shell
 from disks_world import World
 
+from volferry.agent.tracker import TRACKER_PREFIX, Tracker
+
 TRACING = Path("/sys/kernel/tracing")
+CHUNK = 16 * 1024
 
 
 def why_no_mirror() -> str:
@@ -19,6 +27,13 @@ def why_no_mirror() -> str:
     if not (TRACING / "instances").is_dir():
         shell("mount", "-t", "tracefs", "nodev", TRACING, check=False)
     return "" if (TRACING / "instances").is_dir() else "tracefs cannot be mounted"
+
+
+def end_mirror(guest: Guest) -> None:
+    """The one of that guest, if it has one, and what one that was killed left in the kernel."""
+    if (guest.state_dir / "mirror").exists():
+        guest.call("stop", lane="mirror")
+        Tracker.remove_stale(str(TRACING), TRACKER_PREFIX + guest.transfer)
 
 
 class Mirrored:
@@ -32,6 +47,13 @@ class Mirrored:
             "buffer_kib": 4096,
             **request,
         }
+
+    def mutate(self, text: str) -> Mirrored:
+        """Before it is started: make the guest's agent do something else than it should."""
+        program = next(self.guest.state_dir.glob("agent-*.py"))
+        end = '\nif __name__ == "__main__":'
+        program.write_text(program.read_text().replace(end, f"\n{text}\n{end}"))
+        return self
 
     def track(self) -> Mirrored:
         self.guest.start("mirror", self.request, job_id="mirror-1")
@@ -63,6 +85,23 @@ class Mirrored:
     def until_compared(self, timeout_s: float = 60.0) -> Json:
         return self.until(lambda f: f["verified"] and f["passes"], "be compared", timeout_s)
 
+    def worker(self) -> int:
+        pid: int = json.loads((self.folder / "worker.json").read_text())["pid"]
+        return pid
+
+    @property
+    def folder(self) -> Path:
+        return self.guest.state_dir / "mirror"
+
+    def kill(self) -> None:
+        os.kill(self.worker(), signal.SIGKILL)
+
+    def until_begun_again(self) -> Json:
+        return self.until(lambda f: any("restarted" in note for note in f["notes"]), "begin again")
+
+    def unlimited(self) -> None:
+        self.tell("set", bwlimit_bytes_s=None)
+
     def wait(self) -> Json:
         deadline = time.monotonic() + 30
         while self.status()["state"] == "running":
@@ -70,10 +109,11 @@ class Mirrored:
             time.sleep(0.05)
         return self.status()
 
-    def finish_by_hand(self) -> Json:
+    def finish_by_hand(self, writer: bool = True) -> Json:
         """What the cutover does with the disks, and no mount afterwards, which would write."""
         self.tell("ready")
-        self.world.stop_writer()
+        if writer:
+            self.world.stop_writer()
         shell("umount", *self.world.data)
         final = self.tell("final", deadline_s=60, save=False)
         self.tell("unmask")
@@ -102,3 +142,29 @@ def differing_bytes(world: World) -> str:
     for volume in (world.source, world.target):
         shell("blockdev", "--flushbufs", volume.loop)
     return shell("cmp", "-n", str(size), world.source.loop, world.target.loop, check=False)
+
+
+class Direct:
+    """A file in a world's filesystem of which each chunk can be written by one request."""
+
+    def __init__(self, world: World, size_mib: int) -> None:
+        self.path = world.data[0] / "direct"
+        self.path.write_bytes(os.urandom(size_mib << 20))
+        shell("sync", "-f", self.path)
+        self.chunks = range((size_mib << 20) // CHUNK)
+
+    def write(self, chunks: Iterable[int]) -> None:
+        """4 KiB in each of these."""
+        buffer = mmap.mmap(-1, 4096)
+        buffer.write(os.urandom(4096))
+        fd = os.open(self.path, os.O_RDWR | os.O_DIRECT)
+        try:
+            for chunk in chunks:
+                assert os.pwrite(fd, buffer, chunk * CHUNK) == 4096
+        finally:
+            os.close(fd)
+
+
+def hidden(world: World) -> bool:
+    """Nothing recognises the target."""
+    return shell("blkid", "-p", world.target.loop, check=False) == ""
