@@ -206,6 +206,8 @@ class Mirror:
                 work = any(side.dirty.count for side in self.sides)
             if work or any(side.unverified.count for side in self.sides):
                 self.one_pass()
+            elif not self.compared_all:  # nothing was written, and nothing is to be compared
+                self.compared_all, self.suspect = True, False
             self.phase = "current"
             self.tell()
         except Waiting:

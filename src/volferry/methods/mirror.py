@@ -33,6 +33,7 @@ from volferry.model import (
     Wanted,
 )
 
+ASSUMED_RATE = 50e6
 ASSUMED_COPY_S = 0.5
 """Of the last chunks, before anything has been measured."""
 
@@ -96,15 +97,17 @@ class Mirror(Method):
             "start": sum(ASSUMED_UNIT_S if u.start_s is None else u.start_s for u in units),
         }
         basis = "nothing measured yet"
-        if known.get("copy_bytes_s"):
+        if known:
             # What is dirty now, and what will be written until the units have stopped.
             dirty = known["dirty_bytes"] + known["dirty_bytes_s"] * stop_s
             rest = dirty + known["unverified_bytes"]
-            parts["copy"] = dirty / known["copy_bytes_s"]
-            parts["compare"] = rest / (known["compare_bytes_s"] or known["copy_bytes_s"])
+            # A service that wrote little gave no figure for copying.
+            rate = known["copy_bytes_s"] or known["compare_bytes_s"] or ASSUMED_RATE
+            parts["copy"] = dirty / rate
+            parts["compare"] = rest / (known["compare_bytes_s"] or rate)
             parts["commit"] = 2 * known["mask_s"] + known["publish_s"]
             basis = (
-                f"{dirty / 2**20:.1f} MiB to copy at {known['copy_bytes_s'] / 2**20:.0f} MiB/s, "
+                f"{dirty / 2**20:.1f} MiB to copy at {rate / 2**20:.0f} MiB/s, "
                 f"{rest / 2**20:.1f} MiB to compare"
             )
         basis += ", the units' last stop and start"
@@ -174,10 +177,11 @@ class Mirror(Method):
         while True:
             figures = await self._figures(scene)
             passes = scene.passes()
-            if figures["verified"] and len(passes) >= MIN_PASSES:
+            if figures["verified"]:
                 prediction = self._predict(scene, figures)
                 fits = prediction.total_s <= scene.plan.wanted.max_downtime_s
-                if fits or not _gains(passes):
+                idle = not figures["dirty_bytes"]
+                if idle or (len(passes) >= MIN_PASSES and (fits or not _gains(passes))):
                     break
             scene.check_stop()
             if time.monotonic() >= ends:
