@@ -65,8 +65,8 @@ class Guest:
             return None
         return Disk(path="/dev/vdx", size_bytes=ref.size_bytes, serial=ref.volume_id[:20])
 
-    async def remembers(self) -> bool:
-        return True
+    async def last_job(self) -> str:
+        return "cutover"
 
     async def not_on_targets(self, scene: Any) -> str:
         return "" if self.live == "target" else "the source is mounted"

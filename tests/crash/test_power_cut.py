@@ -178,6 +178,7 @@ def swept() -> Iterator[dict[str, Swept]]:
                     cuts.append(pool.submit(cut, here, number, what, scenario, deep))
             found[scenario.name] = Swept(scenario, before, whole, said, cuts)
         yield found
+        pool.shutdown(cancel_futures=True)
 
 
 @pytest.fixture(params=[scenario.name for scenario in SCENARIOS])

@@ -736,6 +736,9 @@ class FakeGuest:
 
     def _mirror_turn(self, mirror: Mirror) -> None:
         """A pass, and the next one after a breath."""
+        gone = any(pair["target"]["volume_id"] not in self.disks for pair in mirror.pairs)
+        if mirror.state == "running" and gone:
+            mirror.state = "ended"  # it has the disk open, and reads and writes fail now
         if mirror.state != "running":
             return
         if mirror.pairs and not mirror.held:

@@ -619,6 +619,25 @@ async def test_after_a_rollback_was_refused_a_stopped_transfer_can_still_go_on(r
     assert (await rig.carry(*steps)).state is State.DONE
 
 
+async def test_what_cannot_be_taken_back_is_refused_before_anything_is(rig: Rig) -> None:
+    """With the loss accepted as well, or the transfer would stand where it goes neither way."""
+
+    class Last(Do):
+        def costs(self, receipt: Receipt) -> Undo:
+            raise errors.Refused("there is no way back any more")
+
+    steps = [Do("a"), Last("tidy"), Do("b", fails(errors.Stop("no")))]
+    with pytest.raises(errors.Stop):
+        await rig.carry(*steps)
+
+    with pytest.raises(errors.Refused, match="no way back"):
+        await rig.take_back(*steps, accept_loss=True)
+
+    assert rig.world == {"a", "tidy"}
+    assert rig.store.transfer(ID).state is State.STOPPED
+    assert (await rig.carry(*steps)).state is State.DONE
+
+
 async def test_what_an_interrupted_step_left_needs_consent_too(rig: Rig) -> None:
     def half(ctx: Context) -> None:
         ctx.cloud.add("cutover")

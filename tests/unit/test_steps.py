@@ -3,11 +3,12 @@
 import pytest
 
 from tests.fakes.cloud import FakeCloud
-from volferry.errors import Doubt, Stop
+from volferry.errors import Doubt, Refused, Stop
 from volferry.methods import Method
 from volferry.methods.rsync import Rsync
 from volferry.model import Disk, GuestFacts, Pair, Plan, Seed, Wanted
 from volferry.steps import SEQUENCE, Context
+from volferry.steps.cutover import Cutover
 from volferry.steps.detach import Detach
 from volferry.steps.protect import Protect
 from volferry.steps.retype import Retype
@@ -282,6 +283,11 @@ class Shown:
 
     def __init__(self):
         self.wrong = ""
+        self.job = "cutover"
+        self.heard = []
+
+    async def last_job(self):
+        return self.job
 
     async def not_on_targets(self, scene):
         return self.wrong
@@ -290,9 +296,11 @@ class Shown:
         return {"removed": [], "left": []}
 
     async def quarantine(self, volume_ids):
+        self.heard.append(f"hide {' '.join(volume_ids)}")
         return {}
 
     async def find(self, ref):
+        self.heard.append(f"find {ref.volume_id}")
         return Disk(path="/dev/vdb", size_bytes=ref.size_bytes)
 
 
@@ -311,6 +319,36 @@ async def test_a_crash_between_two_detaches_goes_on_with_the_other_source(cloud)
     assert {(await cloud.volume(source)).status for source in sources} == {"available"}
     await Detach().undo(ctx, known["detach"])
     assert {(await cloud.volume(source)).status for source in sources} == {"in-use"}
+
+
+async def test_a_source_comes_back_as_the_look_alike_and_is_seen_before_the_guest_goes_back(cloud):
+    ctx = await context(cloud)
+    ctx.guest = Shown()
+    known = await carry(ctx, Detach())
+    cloud.around_effect = lambda when, effect: ctx.guest.heard.append(effect)
+
+    await Detach().undo(ctx, known["detach"])
+
+    source = ctx.plan.cloud.sources[0].id
+    assert ctx.guest.heard == [f"hide {source}", "attach", "attach", f"find {source}"]
+
+
+async def test_without_the_agents_record_there_is_no_way_back_from_tidying_up(cloud):
+    ctx = await context(cloud)
+    ctx.guest = Shown()
+    assert await Tidy().left_behind(ctx) is None
+    ctx.guest.job = ""
+
+    with pytest.raises(Refused, match="forgotten the way back"):
+        await Tidy().left_behind(ctx)
+
+
+async def test_a_way_back_that_was_begun_is_gone_to_its_end_though_the_outcome_is_gone(cloud):
+    ctx = await context(cloud)
+    ctx.guest = Shown()
+    ctx.guest.job = "cutback"
+
+    assert await Cutover().left_behind(ctx) is not None
 
 
 async def test_no_source_is_detached_while_one_target_is_not_where_it_should_be(cloud):

@@ -441,9 +441,9 @@ class LinuxGuest:
             await scene.sleep(pause)
             pause = min(pause * 1.3, POLL_S[1])
 
-    async def remembers(self) -> bool:
-        """Whether the guest still has the record of a job of this transfer."""
-        return bool((await self._ask("status", {}))["state"] != "none")
+    async def last_job(self) -> str:
+        """Which job was begun last in the guest; empty when it knows of none."""
+        return str((await self._ask("status", {}))["job"])
 
     async def result_of(
         self,

@@ -31,6 +31,13 @@ class Cutover(Step):
         outcome: Outcome | None = await ctx.method.outcome(ctx)
         return self._receipt(ctx, outcome) if outcome and outcome.result == "committed" else None
 
+    async def left_behind(self, ctx: Context) -> Receipt | None:
+        # Going back has begun: what the guest said of the cutover is gone by then, and to take that
+        # for "there was none" would delete the target below a service that still runs on it.
+        if await ctx.guest.last_job() == "cutback":
+            return {"outcome": {}}
+        return await self.find(ctx)
+
     async def do(self, ctx: Context) -> Receipt:
         prediction = await self._gate(ctx)
         await ctx.tell("cutover", predicted=prediction.model_dump(mode="json"))

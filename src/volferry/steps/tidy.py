@@ -36,7 +36,7 @@ class Tidy(Step):
 
         Asked before anything is taken back, so that a transfer never stands where neither goes.
         """
-        if not await ctx.guest.remembers():
+        if not await ctx.guest.last_job():
             raise Refused(
                 f"transfer '{ctx.transfer_id}' was all but finished: the guest has forgotten the "
                 "way back",
