@@ -52,7 +52,7 @@ BOUNDED: dict[str, tuple[str, ...] | str] = {
     "methods/mirror.py Mirror.sync": ("--sync-timeout",),
     "methods/mirror.py Mirror.catch_up": ("--sync-timeout",),
     "operations.py rollback": ("--handover-timeout",),
-    "steps/attach.py Attach._appears": ("--attach-timeout",),
+    "steps/attach.py appears": ("--attach-timeout",),
     "steps/cutover.py Cutover._gate": ("--sync-timeout",),
     "steps/step.py Unheard.wait": "a step's own test",
     "steps/step.py Context.sleep": "as long as the step says",
