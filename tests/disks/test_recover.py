@@ -14,7 +14,8 @@ from agent_rig import Json, agent
 from disks_world import World
 
 KILLING = Path(__file__).with_name("killing_agent.py")
-PHASES = agent.FORWARD_PHASES
+# Only a cutover whose source is detached first awaits that, and none here does.
+PHASES = [phase for phase in agent.FORWARD_PHASES if phase != "awaiting"]
 COMMIT = PHASES.index("committed")
 
 
