@@ -43,7 +43,7 @@ class Listener:
                 self.socket.bind(path)
         finally:
             os.umask(before)
-        self.socket.listen(8)
+        self.socket.listen(64)
         threading.Thread(target=self.accept, daemon=True).start()
 
     def accept(self) -> None:
