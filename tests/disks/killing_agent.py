@@ -1,7 +1,8 @@
 """The agent, killed with SIGKILL at a given moment. Usage: killing_agent.py AGENT STATE_DIR MOMENT
 
 A moment is the name of a phase (right after its record was written) or ``before:PHASE`` (right
-before), ``side:N`` (after the Nth side file was written) or ``back:N`` (the same while going back).
+before), ``side:N`` (after the Nth side file was written) or ``back:N`` (the same while going back),
+``shown`` (before the mirror is asked to show the target) or ``hidden`` (after it hid it again).
 """
 
 import importlib.util
@@ -28,6 +29,8 @@ def main(agent_path: str, state_dir: str, moment: str) -> int:
         if kind == "before" and phase == what:
             die()
         note(self, phase, **facts)
+        if (what, facts.get("shown")) in (("shown", True), ("hidden", False)):
+            die()
         if (not kind and phase == what) or (kind == "going" and facts.get("going_back")):
             die()
 

@@ -3,19 +3,16 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 from agent_rig import Json, agent
 from disks_world import World
+from killing import armed, killed_at, taken_up
 
-KILLING = Path(__file__).with_name("killing_agent.py")
-# Only a cutover whose source is detached first awaits that, and none here does.
 PHASES = [phase for phase in agent.FORWARD_PHASES if phase != "awaiting"]
+"""Where the source is not to be detached first."""
 COMMIT = PHASES.index("committed")
 
 
@@ -26,30 +23,10 @@ def ready(world: World, fstype: str = "ext4") -> World:
 
 
 def arm(world: World, **more: object) -> str:
-    """What ``start`` leaves on the disk, without its supervisor. -> the installed agent"""
     first = world.guest.root / "etc" / "first"
     first.write_text("source\n")
     files = [World.side_file(first), World.side_file(world.side)]
-    request = world.cutover_request(None, sides={"files": files}, **more)
-    job = {"job": "cutover", "job_id": "killed", "request": request}
-    (world.guest.state_dir / "job.json").write_text(json.dumps(job))
-    (world.guest.state_dir / "switch.json").write_text(json.dumps(request))
-    return str(next(world.guest.state_dir.glob("agent-*.py")))
-
-
-def killed_at(world: World, installed: str, moment: str) -> None:
-    argv = [sys.executable, "-I", str(KILLING), installed, str(world.guest.state_dir), moment]
-    done = subprocess.run(argv, timeout=120, check=False)
-    assert done.returncode == -signal.SIGKILL, f"it was not killed at {moment}"
-
-
-def taken_up(world: World, installed: str) -> Json:
-    argv = [sys.executable, "-I", installed, "work", str(world.guest.state_dir)]
-    assert subprocess.run(argv, timeout=120, check=False).returncode == 0
-    status = world.guest.status()
-    assert status["state"] == "ended"
-    outcome: Json = status["result"]["outcome"]
-    return outcome
+    return armed(world, world.cutover_request(None, sides={"files": files}, **more))
 
 
 def assert_ended(world: World, outcome: Json, side: str) -> None:
