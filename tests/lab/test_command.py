@@ -104,10 +104,10 @@ def test_what_a_guest_or_a_cloud_lacks_is_refused_before_anything_is_made(
     sleeper = f"cd {guest.mount}; nohup sleep 600 >/dev/null 2>&1 & echo $!"
     pid = guest.sh(sleeper)
     try:
-        refused(f"(pid {pid}), or --stop CMD")
+        refused(f"(pid {pid})), or --stop CMD")
     finally:
         guest.sh(f"kill {pid}")
-    guest.sh("id noshell 2>/dev/null || useradd -s /usr/sbin/nologin noshell")
+    guest.sh("id noshell 2>/dev/null || useradd -p '*' -s /usr/sbin/nologin noshell")
     refused("runs no commands", more=("--ssh", f"noshell@{guest.name}"))
     refused("refused the login", more=("--ssh", f"nosuchuser@{guest.name}"))
     with lab.quota(snapshots=0):
