@@ -234,8 +234,9 @@ def publish(
             must(["udevadm", "control", "--reload"])
         for disk in disks:
             for path in [disk.path] + [partition.path for partition in disk.partitions]:
-                name = os.path.basename(path)
-                with open("{}/class/block/{}/uevent".format(place.sys, name), "w") as file:
+                uevent = "{}/class/block/{}/uevent".format(place.sys, os.path.basename(path))
+                # Partitions go with their table when a target is hidden (seen in a guest).
+                with contextlib.suppress(FileNotFoundError), open(uevent, "w") as file:
                     file.write("change\n")
         ran = run(["udevadm", "settle", "--timeout={:.0f}".format(settle_s)], settle_s + 5)
         if ran.code != 0:
