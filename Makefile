@@ -60,7 +60,7 @@ soak: install
 
 # Hours under emulation: every stack that the mirror moves, restarted at the three worst moments.
 test-stacks: install tools
-	$(SUDO) env VOLFERRY_EVERY_STACK=1 $(BIN)/python -m pytest tests/lab/test_stacks.py $(PYTEST_ARGS)
+	$(SUDO) env VOLFERRY_EVERY_STACK=1 $(BIN)/python -m pytest tests/lab/test_moved_stacks.py $(PYTEST_ARGS)
 
 demo: install
 	$(SUDO) $(BIN)/python -m demo
