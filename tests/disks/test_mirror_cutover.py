@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from agent_rig import Json, agent, shell
+from agent_rig import Json, Told, agent, shell
 from disks_world import World
 from killing import armed, killed_at, taken_up
 from mirror_world import Mirrored, differing_bytes, hidden, why_no_mirror
@@ -26,10 +26,22 @@ BEFORE = [
 AFTER = ["side:2", "committed", "starting", "done"]
 
 
-def mirrored(world: World, fstype: str = "ext4") -> Mirrored:
+DYING = """
+def dying(self, content, unmask=Pair.unmask):
+    unmask(self, content)
+    if not os.path.exists("{flag}"):
+        os.close(os.open("{flag}", os.O_CREAT))
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+Pair.unmask = dying
+"""
+
+
+def mirrored(world: World, fstype: str = "ext4", mutation: str = "") -> Mirrored:
     world.make(fstype)
     world.start_writer()
-    mirror = Mirrored(world).track()
+    mirror = Mirrored(world).mutate(mutation).track()
     world.clone()
     mirror.begin()
     mirror.until_compared()
@@ -178,6 +190,25 @@ def test_a_cutover_whose_mirror_dies_switches_nothing(world: World) -> None:
     outcome, status = mirror.cut_over()
     assert outcome["result"] == "committed", status
     world.assert_live("target")
+
+
+def test_a_mirror_that_dies_right_after_it_showed_the_target_hides_it_again(world: World) -> None:
+    """The one that is begun again knows no target: it may be the live side. The cutover does it."""
+    flag = world.guest.root / "died"
+    mirror = mirrored(world, mutation=DYING.format(flag=flag))
+    outcome, _ = mirror.cut_over()
+    assert flag.exists()
+    assert (outcome["result"], outcome["live"]) == ("reverted", "source"), outcome
+    assert "while going back" not in outcome["reason"], outcome
+    world.assert_live("source")
+    assert hidden(world)
+    mirror.until_begun_again()
+    with pytest.raises(Told, match="no targets yet"):
+        mirror.tell("ready")
+    mirror.begin()
+    mirror.until_compared()
+    mirror.finish_by_hand()
+    assert differing_bytes(world) == ""
 
 
 def test_without_its_mirror_a_cutover_stops_nothing(world: World) -> None:
