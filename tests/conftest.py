@@ -169,8 +169,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What runs processes, disks or guests is told twice before it is a failure.
 
     A machine of two cores that emulates its guests stalls for seconds at times. The summary names
-    each test that needed a second run (``R``), so one that needs it often is seen; pure code gets no
-    second run.
+    each test that needed a second run, so one that needs it often is seen; pure code gets none.
     """
     for item in items:
         folder = item.path.relative_to(Path(__file__).parent).parts[0]
