@@ -10,13 +10,15 @@ force=-f; [ "$fstype" = ext4 ] && force=-F
 mkfs."$fstype" -q "$force" "$device"
 udevadm settle
 mkdir -p "$mount"
+# A guest under emulation beside others may need longer for its disks than the usual 90 s.
+late=x-systemd.device-timeout=600
 case $5 in
   uuid) name=UUID=$(blkid -s UUID -o value "$device") ;;
   label) name=LABEL=moved; [ "$fstype" = ext4 ] && e2label "$device" moved ;;
   device) name=$device ;;
   path) name=$1 ;;
 esac
-echo "$name $mount $fstype defaults,nofail,noatime 0 0" >> /etc/fstab
+echo "$name $mount $fstype defaults,nofail,noatime,$late 0 0" >> /etc/fstab
 systemctl daemon-reload
 systemctl start "$(systemd-escape -p --suffix=mount "$mount")"
 mkdir -p "$mount/tree"

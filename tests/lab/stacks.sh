@@ -7,7 +7,7 @@ first=$(readlink -f "$1"); all=$(readlink -f "$@")
 encrypt() {
   mkdir -p /etc/keys; chmod 700 /etc/keys; head -c 64 /dev/urandom > /etc/keys/secret
   cryptsetup -q luksFormat --pbkdf pbkdf2 --pbkdf-force-iterations 1000 "$first" /etc/keys/secret
-  echo "secret UUID=$(blkid -s UUID -o value "$first") /etc/keys/secret luks,nofail" >> /etc/crypttab
+  echo "secret UUID=$(blkid -s UUID -o value "$first") /etc/keys/secret luks,nofail,x-systemd.device-timeout=600" >> /etc/crypttab
   systemctl daemon-reload; systemctl start systemd-cryptsetup@secret
 }
 group() {
