@@ -1,8 +1,10 @@
 """The way into a guest. ``ssh`` is the real client; only a server is missing here."""
 
+import asyncio
+
 import pytest
 
-from volferry.channels import Completed, quote, run_here
+from volferry.channels import Channel, Completed, quote, run_here
 from volferry.channels.ssh import Ssh, _user_id, explain, find, names
 from volferry.errors import Retry, Stop, Usage
 
@@ -47,6 +49,29 @@ def test_a_server_that_does_not_answer_is_tried_again():
 
     assert isinstance(error, Retry)
     assert "Connection refused" in error.what
+
+
+@pytest.mark.parametrize(("master_lives_s", "is_lost"), [(0.3, True), (60, False)])
+async def test_a_silent_255_is_a_broken_connection_when_the_master_ends_with_it(
+    monkeypatch, master_lives_s, is_lost
+):
+    async def silent(self, argv, **more):
+        return Completed(255, b"", b"", 0.1)
+
+    monkeypatch.setattr(Channel, "run", silent)
+    monkeypatch.setattr("volferry.channels.ssh.MASTER_ENDS_S", 1.0)
+    channel = Ssh("debian@h")
+    channel._master = await asyncio.create_subprocess_exec("sleep", str(master_lives_s))
+    try:
+        if is_lost:
+            with pytest.raises(Retry):
+                await channel.run(["true"], timeout_s=10)
+        else:
+            assert (await channel.run(["true"], timeout_s=10)).code == 255
+    finally:
+        if channel._master.returncode is None:
+            channel._master.kill()
+        await channel._master.wait()
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,7 @@ _OPTIONS = (
     "-o", "RequestTTY=no",
 )  # fmt: skip
 
+MASTER_ENDS_S = 2.0
 _SSH_FAILED = 255
 """ssh's own exit status "if an error occurred" (ssh(1)); a remote command may use it as well."""
 
@@ -186,10 +187,20 @@ class Ssh(Channel):
             # Both the client and the command may say 255; only the client leaves no master behind
             # or names itself on standard error.
             said = done.err.decode(errors="replace")
-            lost = self._master is not None and self._master.returncode is not None
-            if lost or any(sign in said for sign in ("ssh:", "mux_client", "Connection ")):
+            named = any(sign in said for sign in ("ssh:", "mux_client", "Connection "))
+            if named or await self._master_ends():
                 raise explain(self.where, said)
         return done
+
+    async def _master_ends(self) -> bool:
+        """When the connection breaks, its clients say 255 and nothing else, and may do so before
+        the end of the master is known here (seen when a guest's power was cut)."""
+        if self._master is None:
+            return False
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(MASTER_ENDS_S):
+                await self._master.wait()
+        return self._master.returncode is not None
 
     async def _end_master(self) -> None:
         if self._master is not None and self._master.returncode is None:
