@@ -30,6 +30,7 @@ BOUNDED: dict[str, tuple[str, ...] | str] = {
     "channels/__init__.py run_here": ("--answer-timeout", "--connect-timeout"),
     "channels/ssh.py Ssh._connect": ("--connect-timeout",),
     "channels/ssh.py Ssh._end_master": "5 s, then it is killed",
+    "channels/ssh.py Ssh._master_ends": "2 s, then the 255 is the command's own",
     "channels/ssh.py answers": "3 s an address, then the next is tried",
     "cli/gc.py _agreed": "asks a person at a terminal",
     "cli/run.py _consent": "asks a person at a terminal",
