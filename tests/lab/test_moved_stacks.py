@@ -84,9 +84,9 @@ class Stacked(Guest):
         return tree(self)
 
     def reset(self) -> None:
-        """Its power is cut and comes back. Not only the worse of the two ways to restart: QEMU
-        keeps what it has translated of programs over a reboot, and after the hundreds that a
-        transfer runs in a guest its kernel then takes many minutes to unpack itself."""
+        """Its power is cut and comes back: the worse of the two ways to restart. And an orderly
+        reboot stood still in the guest (seen once, on a busy machine, after a long transfer: five
+        minutes later its kernel was still moving itself to where it unpacks; why is not known)."""
         boot = "cat /proc/sys/kernel/random/boot_id"
         before = self.sh(boot)
         server = self.lab.find_server(self.name)
