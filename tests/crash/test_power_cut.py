@@ -34,6 +34,9 @@ BY_NAME = {scenario.name: scenario for scenario in SCENARIOS}
 KILLED = BY_NAME["a blank target"]
 """The one whose every moment is the SIGKILL of a real process."""
 
+WORKERS = 12
+"""A life waits most of its time, for polls of the engine and of the steps (seen: 15 % of a core)."""
+
 processes = multiprocessing.get_context("forkserver")
 processes.set_forkserver_preload(["sweep_world", "sqlalchemy.dialects.sqlite", "dbos"])
 
@@ -156,8 +159,8 @@ def swept() -> Iterator[dict[str, Swept]]:
     found: dict[str, Swept] = {}
     with (
         tempfile.TemporaryDirectory(prefix="volferry-sweep-", dir=memory()) as base,
-        ProcessPoolExecutor(4, mp_context=processes) as pool,
-        ThreadPoolExecutor(4) as threads,
+        ProcessPoolExecutor(WORKERS, mp_context=processes) as pool,
+        ThreadPoolExecutor(WORKERS) as threads,
     ):
 
         def killed_then_cut(root: Path, number: int, what: str) -> Cut:
