@@ -35,7 +35,7 @@ KILLED = BY_NAME["a blank target"]
 """The one whose every moment is the SIGKILL of a real process."""
 
 WORKERS = 12
-"""A life waits most of its time, for polls of the engine and of the steps (seen: 15 % of a core)."""
+"""A life waits most of its time, for polls of engine and steps (seen: 15 % of a core)."""
 
 processes = multiprocessing.get_context("forkserver")
 processes.set_forkserver_preload(["sweep_world", "sqlalchemy.dialects.sqlite", "dbos"])
