@@ -31,6 +31,7 @@ from lab import guests
 from lab.images import Image
 from lab.knobs import Knobs, OrderedFault
 from lab.layout import HOST, Layout, port_is_free
+from volferry_lab import tsc
 from volferry_lab.qmp import QMP, QMPError
 
 LOG = logging.getLogger(__name__)
@@ -381,7 +382,7 @@ class QemuDriver(fake.FakeDriver):
             *("-m", str(instance.flavor.memory_mb), "-smp", str(instance.flavor.vcpus)),
             *("-display", "none", "-serial", f"file:{folder}/console.log"),
             *("-kernel", image.kernel, "-initrd", image.initramfs),
-            *("-append", KERNEL_ARGUMENTS + identity),
+            *("-append", KERNEL_ARGUMENTS + tsc.kernel_argument() + identity),
             *("-blockdev", json.dumps(root)),
             *("-device", "virtio-blk-pci,drive=root,serial=root"),
             *("-device", "virtio-scsi-pci,id=scsi"),
