@@ -30,4 +30,4 @@ def kernel_argument():
     began, first = time.monotonic_ns(), read()
     time.sleep(SECONDS)
     last, ended = read(), time.monotonic_ns()
-    return " tsc_early_khz={:.0f}".format((last - first) * 1e6 / (ended - began))
+    return f" tsc_early_khz={(last - first) * 1e6 / (ended - began):.0f}"
