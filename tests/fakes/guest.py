@@ -142,7 +142,6 @@ class FakeGuest:
         self.installed: dict[str, Installed] = {}
         self.claims: dict[str, str] = {}
         self.boot_id = "boot-1"
-        self._numbers = 0
         cloud.on_attached.append(self._attached)
         cloud.on_detached.append(self._detached)
         for line in cloud._lines[server_id]:
@@ -156,9 +155,14 @@ class FakeGuest:
 
     def _appear(self, volume_id: str) -> None:
         if any(line.volume_id == volume_id for line in self.cloud._lines[self.server_id]):
-            letter = "bcdefghijklmnopqrstuvwxyz"[self._numbers]
-            self._numbers += 1
-            self.disks[volume_id] = Disk(f"vd{letter}", f"252:{16 * self._numbers}")
+            # The lowest that is free, as virtio_blk takes it.
+            taken = {disk.kname for disk in self.disks.values()}
+            number, kname = next(
+                (number, f"vd{letter}")
+                for number, letter in enumerate("bcdefghijklmnopqrstuvwxyz", 1)
+                if f"vd{letter}" not in taken
+            )
+            self.disks[volume_id] = Disk(kname, f"252:{16 * number}")
 
     def _detached(self, server_id: str, volume_id: str) -> None:
         if server_id == self.server_id:
