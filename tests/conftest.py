@@ -13,6 +13,7 @@ volumes to it. A test that hurts its server (reboots, hangs it) asks for `own_se
 from __future__ import annotations
 
 import contextlib
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -28,6 +29,11 @@ from lab.cloud import Refused
 from lab.errors import LabError
 from tests.lab.naming import RUN, named
 from tests.lab.volferry_command import UNIT, Command, Guest, clean
+
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell starts its background jobs so, and every program of the tests would inherit it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
