@@ -30,7 +30,6 @@ from lab.errors import LabError
 from tests.lab.naming import RUN, named
 from tests.lab.volferry_command import UNIT, Command, Guest, clean
 
-
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell starts its background jobs so, and every program of the tests would inherit it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
