@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 # The lab is not installed; it is run from the root of the repository.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -29,6 +30,14 @@ from lab.cloud import Refused
 from lab.errors import LabError
 from tests.lab.naming import RUN, named
 from tests.lab.volferry_command import UNIT, Command, Guest, clean
+
+# How long an example takes says something of the machine, and nothing of the code.
+settings.register_profile(
+    "patient",
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+settings.load_profile("patient")
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell starts its background jobs so, and every program of the tests would inherit it.
