@@ -109,7 +109,9 @@ def cut(root: Path, number: int, what: str, scenario: w.Scenario, deep: bool) ->
     if deep:
         there = Path(shutil.copytree(root, f"{root}-back"))
         back, said = w.recorded(there, "take back anyway", away_s=away_s)
-        for moment in range(1, len(said) + 1):
+        # One after the other, and so the longest of all lives: `make test` lives a third of them.
+        step = 1 if os.environ.get("VOLFERRY_EVERY_CUT") else 3
+        for moment in range(1 + number % step, len(said) + 1, step):
             again = there.with_name(f"{there.name}-{moment}")
             repeated.append(w.live(again, "take back anyway")[0])
             shutil.rmtree(again)
@@ -253,7 +255,7 @@ def test_a_rollback_that_is_cut_at_any_moment_and_said_again_leaves_nothing(
             else:
                 wrong[f"{done}, moment {moment}"] = end
     tally.points += moments
-    assert moments > 30
+    assert moments > 10
     assert not wrong, places(wrong)
 
 
