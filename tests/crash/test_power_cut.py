@@ -136,7 +136,7 @@ def killed(root: Path, moment: int) -> None:
     w.begin(root, KILLED)
     process = processes.Process(target=w.killed, args=(str(root), "carry", moment))
     process.start()
-    process.join(120)
+    process.join(300)
     assert process.exitcode == -9, f"moment {moment} ended with {process.exitcode}"
     process.close()
 

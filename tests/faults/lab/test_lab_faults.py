@@ -80,6 +80,7 @@ def test_ssh_is_cut_in_the_middle_of_the_cutover(scene: Scene, seconds: float) -
     assert report["cutover"]["downtime_s"] > 10
 
 
+@EVERY
 def test_ssh_is_cut_for_good_in_the_middle_of_the_cutover(scene: Scene) -> None:
     """The service comes up on the target without us; going on is possible from the journal."""
     running = scene.begin("--type", "cbs-standard", "--stop", "sleep 5", "--start", "true")
@@ -117,6 +118,7 @@ def begin_and_reset(scene: Scene, phase: str, *more: str) -> None:
     running.wait(600)
 
 
+@EVERY
 def test_a_hard_reset_inside_the_cutover(scene: Scene) -> None:
     """Before the commit: the boot brings up the source, and the guest takes the rest back."""
     begin_and_reset(scene, "stopping", "--stop", "sleep 20", "--start", "true")
@@ -126,6 +128,7 @@ def test_a_hard_reset_inside_the_cutover(scene: Scene) -> None:
     scene.check_done()
 
 
+@EVERY
 def test_a_hard_reset_between_the_commit_and_the_mount(scene: Scene, slow_udev: None) -> None:
     """After the commit: the boot brings up the target, and the transfer goes forward."""
     begin_and_reset(scene, "committed")
