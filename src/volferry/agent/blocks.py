@@ -223,10 +223,6 @@ class Pair:
         tail = self.size_bytes - start
         return ([Range(start, tail)] if tail > 0 else []) + [Range(0, head)]
 
-    def is_withheld(self, first: int, count: int) -> bool:
-        begin, end = first * self.chunk_bytes, (first + count) * self.chunk_bytes
-        return any(r.offset < end and begin < r.offset + r.length for r in self.withheld)
-
     def free(self, chunks: ChunkSet) -> ChunkSet:
         """Without what is withheld, which no pass touches."""
         for part in self.withheld:

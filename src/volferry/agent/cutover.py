@@ -940,13 +940,7 @@ def options_to_mount(plan: MountPlan) -> str:
     words = plan.options.split(",")
     for word in plan.super_options.split(","):
         key = word.split("=")[0]
-        if word not in ("rw", "ro") and key not in (
-            "seclabel",
-            "subvolid",
-            "sunit",
-            "swidth",
-            "stripe",
-        ):
+        if word not in ("rw", "ro") and key not in NOT_TO_MOUNT:
             words.append(word)
     return ",".join(words)
 
