@@ -260,16 +260,20 @@ class Lab:
     # --- volumes
     @contextmanager
     def quota(self, **limits: int) -> Iterator[None]:
-        """Other block storage limits for the project, such as `snapshots=0`, for a while."""
+        """For a while, so many more than are used now: `snapshots=0` leaves room for none."""
         self.member.get("block-storage", "/volumes")  # a project is known from the first login on
         path = f"/os-quota-sets/{self.member.project_id}"
-        before = self.admin.get("block-storage", path)["quota_set"]
+        found = self.admin.get("block-storage", f"{path}?usage=true")["quota_set"]
+
+        def put(values: dict[str, int]) -> None:
+            self.admin.request("PUT", "block-storage", path, {"quota_set": values})
+
         try:
-            self.admin.request("PUT", "block-storage", path, {"quota_set": limits})
+            # Cinder refuses a limit below what is in use.
+            put({name: found[name]["in_use"] + more for name, more in limits.items()})
             yield
         finally:
-            old = {name: before[name] for name in limits}
-            self.admin.request("PUT", "block-storage", path, {"quota_set": old})
+            put({name: found[name]["limit"] for name in limits})
 
     def ensure_volume(
         self,

@@ -236,7 +236,8 @@ def test_without_the_counters_a_dropped_event_goes_unnoticed(
         write(volume, 0, 4096, count=10, apart=CHUNK)
         tracker.drain(dirty)
         assert tracker.lost() == ""
-    assert runs(dirty[number(volume)]) == [(0, 1), (2, 1), (4, 1), (6, 1), (8, 1)]
+    # Which five is not said: a disk may complete writes in another order than they were sent.
+    assert dirty[number(volume)].count == 5
 
 
 @pytest.mark.parametrize(
