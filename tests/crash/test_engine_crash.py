@@ -9,7 +9,9 @@ import multiprocessing
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from multiprocessing.connection import wait
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import engine_world as w
@@ -28,12 +30,19 @@ BACK = range(1, w.BACK + 1)
 FEW = range(1, w.FORWARD + 1, 3)
 
 
+ONE_AT_A_TIME = Lock()
+"""Starting a process also reaps those of other threads: one that is reaped twice ended with 255."""
+
+
 def run(target: Any, *args: Any) -> int | None:
     process = processes.Process(target=target, args=args)
-    process.start()
-    process.join(300)
-    code = process.exitcode
-    process.close()
+    with ONE_AT_A_TIME:
+        process.start()
+    wait([process.sentinel], 300)
+    with ONE_AT_A_TIME:
+        process.join(0)
+        code = process.exitcode
+        process.close()
     return code
 
 
