@@ -114,6 +114,12 @@ class World:
             for index, (number, path) in enumerate(zip(self.numbers, self.data, strict=True))
         ]
 
+    def mounts(self) -> list[str]:
+        """Of our disks and in our folder: others may use this machine."""
+        lines = Path("/proc/self/mountinfo").read_text().splitlines()
+        disks, folder = {self.source.loop, self.target.loop}, str(self.guest.root)
+        return [line for line in lines if folder in line or disks & set(line.split())]
+
     def prepare(self, **more: object) -> Json:
         dump = shell("sfdisk", "--dump", self.source.loop) if self.table else ""
         seed = "blank" if self.fstype == "btrfs" else "snapshot"
