@@ -490,7 +490,7 @@ class Mirror:
         with self.lock:
             untold.subtract(side.dirty)
         for chunk, _ in untold.runs(1):
-            if side.pair.differs(*side.pair.extent(chunk, 1)):
+            if side.pair.differs(chunk):
                 found.add_one(chunk)
         return found
 
@@ -693,7 +693,7 @@ class Mirror:
         raise_priority()
         for side in self.sides:
             assert side.pair is not None
-            side.pair.new_reader()
+            side.pair.new_workers()
         return self.figures()
 
     def final(self, message: Json) -> Json:
