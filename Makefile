@@ -71,6 +71,7 @@ lab:
 lab-down:
 	$(SUDO) $(PYTHON) -m lab down
 
+bench: TOOLS += fio
 bench: install tools
 	$(SUDO) $(BIN)/python -m benchmarks
 

@@ -1,36 +1,27 @@
-"""What the mirror costs a service that writes 8 KiB at random places, past the page cache.
+"""What the mirror costs a service that writes 8 KiB at random places, past the page cache: fio.
 
 Rounds without it, with tracking alone and with syncing alternate; the medians are compared.
 """
 
+import json
 import statistics
-import subprocess
-import sys
+from pathlib import Path
 
 from benchmarks.rig import Json, Mirror, rig, say, shell
 
-SIZE_MIB, ROUND_S, ROUNDS = 8192, 4.0, 7
-
-WRITER = """
-import mmap, os, random, sys, threading, time
-path, seconds, threads = sys.argv[1], float(sys.argv[2]), int(sys.argv[3])
-size = os.path.getsize(path)
-done = [0] * threads
-ends = time.monotonic() + seconds
-def work(number):
-    fd = os.open(path, os.O_RDWR | os.O_DIRECT)
-    page = mmap.mmap(-1, 8192)
-    page.write(os.urandom(8192))
-    places = random.Random(number)
-    while time.monotonic() < ends:
-        os.pwritev(fd, [page], places.randrange(size // 8192) * 8192)
-        done[number] += 1
-ones = [threading.Thread(target=work, args=(n,)) for n in range(threads)]
-[one.start() for one in ones]
-[one.join() for one in ones]
-print(sum(done) / seconds)
-"""
-THREADS = 8
+SIZE_MIB, FILE_MIB, ROUND_S, ROUNDS = 8192, 512, 4, 7
+JOB = {
+    "name": "service",
+    "rw": "randwrite",
+    "bs": "8k",
+    "direct": "1",
+    "ioengine": "psync",
+    "numjobs": "8",
+    "group_reporting": "1",
+    "time_based": "1",
+    "runtime": str(ROUND_S),
+    "output-format": "json",
+}
 
 
 def measure() -> Json:
@@ -41,18 +32,16 @@ def measure() -> Json:
         shell("mkfs.ext4", "-q", source.loop)
         data = disks.mount(source.loop, guest.root / "data", "noatime")
         path = data / "database"
-        with path.open("wb") as file:
-            for _ in range(512):
-                file.write(bytes(1 << 20))
+        shell("dd", "if=/dev/zero", f"of={path}", "bs=1M", f"count={FILE_MIB}", "conv=notrunc")
         shell("sync", "-f", data)
         mirror = Mirror(guest, source)
-        _write(str(path))  # warm
+        _write(path)  # warm
         for _ in range(ROUNDS):
-            rates["alone"].append(_write(str(path)))
+            rates["alone"].append(_write(path))
             mirror.track()
-            rates["tracking"].append(_write(str(path)))
+            rates["tracking"].append(_write(path))
             mirror.begin(target)  # the comparison of 8 GiB lasts longer than the round
-            rates["syncing"].append(_write(str(path)))
+            rates["syncing"].append(_write(path))
             mirror.stop()
             shell("rm", "-f", str(guest.state_dir / "mirror" / "orders.json"))
             say("writes/s " + ", ".join(f"{name} {each[-1]:.0f}" for name, each in rates.items()))
@@ -64,6 +53,8 @@ def measure() -> Json:
     }
 
 
-def _write(path: str) -> float:
-    words = [sys.executable, "-c", WRITER, path, str(ROUND_S), str(THREADS)]
-    return float(subprocess.check_output(words))
+def _write(path: Path) -> float:
+    """Writes a second."""
+    words = [f"--{name}={value}" for name, value in JOB.items()]
+    answer = json.loads(shell("fio", f"--filename={path}", f"--size={FILE_MIB}m", *words))
+    return float(answer["jobs"][0]["write"]["iops"])
