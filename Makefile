@@ -15,6 +15,8 @@ BIN := $(VENV)/bin
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 SOURCES := src lab demo tests benchmarks
 PYTEST_ARGS ?=
+# One process for the lab, one for the rest: see tests/conftest.py.
+APART := -n 2 --no-loadscope-reorder
 SOAK_ARGS ?=
 
 .PHONY: install demo test test-stacks check lint format-check types layers spelling lab lab-down \
@@ -41,7 +43,7 @@ tools:
 	  $(SUDO) apt-get install -y -q --no-install-recommends $$missing; fi
 
 test: install tools
-	$(SUDO) $(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(SUDO) $(BIN)/python -m pytest $(APART) $(PYTEST_ARGS)
 
 # All faults that are real only in the lab; ``make test`` carries a few of them.
 .PHONY: test-faults soak

@@ -13,6 +13,7 @@ volumes to it. A test that hurts its server (reboots, hangs it) asks for `own_se
 from __future__ import annotations
 
 import contextlib
+import re
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+from xdist.scheduler import LoadScopeScheduling
 
 # The lab is not installed; it is run from the root of the repository.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -179,6 +181,31 @@ WITH_PROCESSES = ("test_interrupt", "test_cli_process", "test_watching", "test_s
 """Files of ``unit`` that run processes all the same."""
 
 
+def kind_of(nodeid: str) -> str:
+    """What of the machine a test needs for itself: ``lab``, ``disks`` (and clocks), or nothing."""
+    path, _, name = nodeid.partition("::")
+    if path.startswith("tests/unit/"):
+        return ""
+    words = re.split(r"[^a-z]+", f"{path} {name.partition('[')[2]}")
+    return "lab" if "lab" in words else "disks"
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    """With ``-n 2`` one process has the lab, where most of the time is waiting, and another one
+    the disks; what needs neither fills up, a file at a time.
+
+    By name, and not by xdist's own groups: what a worker adds to an item's name is lost with
+    pytest 9.2 (seen with xdist 3.8).
+    """
+
+    class Apart(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return kind_of(nodeid) or str(super()._split_scope(nodeid))
+
+    return Apart(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What runs processes, disks or guests is told twice before it is a failure.
 
@@ -186,6 +213,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     each test that needed a second run, so one that needs it often is seen; pure code gets none.
     """
     for item in items:
-        folder = item.path.relative_to(Path(__file__).parent).parts[0]
-        if folder != "unit" or item.path.stem in WITH_PROCESSES:
+        kind = kind_of(item.nodeid)
+        if item.get_closest_marker("lab") or "lab" in getattr(item, "fixturenames", ()):
+            assert kind == "lab", f"{item.nodeid} needs the lab, which its name does not tell"
+        if kind or item.path.stem in WITH_PROCESSES:
             item.add_marker(pytest.mark.flaky(reruns=1, reruns_delay=5))
