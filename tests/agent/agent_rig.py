@@ -153,11 +153,19 @@ class Volume:
     image: Path
     loop: str
     volume_id: str
+    link: Path | None = None
+    """What refs say instead of the loop device, which is another one after it was plugged again:
+    its number may be somebody else's by then."""
 
     @property
     def ref(self) -> Json:
-        size = int(shell("blockdev", "--getsize64", self.loop))
-        return {"volume_id": self.volume_id, "size_bytes": size, "path": self.loop}
+        size, path = self.image.stat().st_size, str(self.link or self.loop)
+        return {"volume_id": self.volume_id, "size_bytes": size, "path": path}
+
+    def linked(self) -> None:
+        self.link = self.link or self.image.with_suffix(".disk")
+        self.link.unlink(missing_ok=True)
+        self.link.symlink_to(self.loop)
 
     def at(self, partition: int | None = None) -> Json:
         return {**self.ref, "partition": partition}
@@ -197,6 +205,21 @@ class Disks:
         volume = Volume(image, loop, f"{name}-{uuid.uuid4()}")
         self.volumes.append(volume)
         return volume
+
+    def unplug(self, volume: Volume) -> None:
+        """Nobody may have it open: the device of a file goes away with the last who has."""
+        shell("blockdev", "--setrw", volume.loop)
+        shell("losetup", "--detach", volume.loop)
+        deadline = time.monotonic() + 10
+        while volume.loop in loops_of(self.root):
+            assert time.monotonic() < deadline, f"{volume.loop} is held by somebody"
+            time.sleep(0.05)
+        assert volume.link is not None
+        volume.link.unlink()
+
+    def plug(self, volume: Volume) -> None:
+        volume.loop = shell("losetup", "--find", "--show", volume.image).strip()
+        volume.linked()
 
     def mount(self, device: str, at: Path, options: str = "defaults") -> Path:
         at.mkdir(parents=True, exist_ok=True)

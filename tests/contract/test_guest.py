@@ -4,6 +4,7 @@ The real one works on loop devices below one directory, without systemd and udev
 is proven in the lab. Both are asked the agent's verbs, which is all that ``LinuxGuest`` can say.
 """
 
+import asyncio
 import contextlib
 import json
 import os
@@ -72,6 +73,16 @@ class World:
         raise NotImplementedError
 
     def put(self, path: str, content: str) -> None:
+        raise NotImplementedError
+
+    def recognised(self, side: str) -> bool:
+        raise NotImplementedError
+
+    def unplug_source(self) -> None:
+        """As the hypervisor does, whoever has it open."""
+        raise NotImplementedError
+
+    def plug_source(self) -> None:
         raise NotImplementedError
 
     def kill_agent(self) -> None:
@@ -153,6 +164,26 @@ class World:
     def mirror_request(self, **more: Any) -> Json:
         pair = {"source": self.ref("source"), "target": self.ref("target")}
         return {**self.cutover_request(**more), "method": "mirror", "pairs": [pair]}
+
+    def detached_request(self, **more: Any) -> Json:
+        """Where the source has to be out of the guest before the target may be seen."""
+        return {**self.mirror_request(**more), "detach_first": True}
+
+    def awaiting(self) -> float:
+        """Seconds that the job still waits for its source, once it does."""
+        ends = time.monotonic() + 60
+        while True:
+            status = self.wait(until="awaiting")
+            if (status["progress"] or {}).get("left_s"):
+                return float(status["progress"]["left_s"])
+            assert status["state"] == "running" and time.monotonic() < ends, status
+            self.pause()
+
+    def cut_over_detached(self, request: Json) -> Outcome:
+        self.start("cutover", request)
+        self.awaiting()
+        self.unplug_source()
+        return Outcome.model_validate(self.wait()["result"]["outcome"])
 
     # ---- requests --------------------------------------------------------------------------------
 
@@ -243,6 +274,17 @@ class FakeWorld(World):
     def put(self, path: str, content: str) -> None:
         self.guest.files[path] = content
 
+    def recognised(self, side: str) -> bool:
+        return bool(self.guest.content(self.ids[side])[None].fstype)
+
+    def unplug_source(self) -> None:
+        asyncio.run(self.cloud.detach(self.guest.server_id, self.ids["source"]))
+        self.cloud.pass_time(5)
+
+    def plug_source(self) -> None:
+        asyncio.run(self.cloud.attach(self.guest.server_id, self.ids["source"]))
+        self.cloud.pass_time(5)
+
     def kill_agent(self) -> None:
         self.guest.kill_agent(self.transfer)
 
@@ -257,6 +299,7 @@ class AgentWorld(World):
         (root / "etc").mkdir()
         self.side = str(root / "etc" / "10-side.rules")
         self.volumes = {"source": disks.blank("source", 64)}
+        self.volumes["source"].linked()
         source = self.volumes["source"].loop
         shell("mkfs.ext4", "-q", "-U", UUID, "-L", "data", source)
         disks.mount(source, Path(self.mount), "noatime")
@@ -308,6 +351,17 @@ class AgentWorld(World):
 
     def put(self, path: str, content: str) -> None:
         Path(path).write_text(content)
+
+    def recognised(self, side: str) -> bool:
+        return shell("blkid", "-p", self.volumes[side].loop, check=False) != ""
+
+    def unplug_source(self) -> None:
+        with contextlib.suppress(Told):  # a loop device stays as long as somebody has it open
+            self.call("stop", lane="mirror")
+        self.disks.unplug(self.volumes["source"])
+
+    def plug_source(self) -> None:
+        self.disks.plug(self.volumes["source"])
 
     def kill_agent(self) -> None:
         for name in ("supervisor.json", "worker.json"):
@@ -729,3 +783,66 @@ def test_going_back_from_a_mirrored_target_hides_it(mirrored: World) -> None:
     assert (outcome.result, outcome.live, outcome.problems) == ("reverted", "source", ())
     assert mirrored.mounted() == "source" and mirrored.read(mirrored.side) == "source\n"
     assert mirrored.holds("source") == FILES and not mirrored.read_only("source")
+
+
+def test_a_source_that_has_to_be_detached_first_is_waited_for(mirrored: World) -> None:
+    mirrored.write("changed", b"last")
+    mirrored.start("cutover", mirrored.detached_request())
+
+    assert 0 < mirrored.awaiting() <= 60
+    assert mirrored.mounted() == "" and not mirrored.recognised("target")
+    mirrored.unplug_source()
+    outcome = Outcome.model_validate(mirrored.wait()["result"]["outcome"])
+    assert (outcome.result, outcome.live, outcome.reason) == ("committed", "target", "")
+    assert mirrored.mounted() == "target" and mirrored.read(mirrored.side) == "target\n"
+    assert mirrored.holds("target") == {**FILES, "changed": b"last"}
+
+
+def test_a_source_that_is_not_detached_in_time_stays_the_live_side(mirrored: World) -> None:
+    outcome = mirrored.outcome("cutover", mirrored.detached_request(deadline_s=4))
+
+    assert (outcome.result, outcome.live) == ("reverted", "source")
+    assert mirrored.mounted() == "source" and not mirrored.read_only("source")
+    assert not mirrored.recognised("target")
+
+
+def test_on_the_way_back_the_target_is_hidden_before_the_source_may_come(mirrored: World) -> None:
+    mirrored.cut_over_detached(mirrored.detached_request())
+    mirrored.write("later", b"on the target")
+    mirrored.start("cutback", {})
+
+    assert 0 < mirrored.awaiting() <= 60
+    assert mirrored.mounted() == "" and not mirrored.recognised("target")
+    assert mirrored.read(mirrored.side) == "source\n"
+    mirrored.plug_source()
+    outcome = Outcome.model_validate(mirrored.wait()["result"]["outcome"])
+    assert (outcome.result, outcome.live, outcome.problems) == ("reverted", "source", ())
+    assert mirrored.mounted() == "source" and not mirrored.read_only("source")
+    assert mirrored.holds("source") == FILES and not mirrored.recognised("target")
+
+
+def test_without_its_source_a_guest_goes_on_with_its_target(mirrored: World) -> None:
+    request = mirrored.detached_request()
+    mirrored.cut_over_detached(request)
+    mirrored.write("later", b"on the target")
+
+    outcome = mirrored.outcome("cutback", {**request, "deadline_s": 2})
+
+    assert (outcome.result, outcome.live) == ("committed", "target")
+    assert "going back was not possible" in outcome.reason and "attached" in outcome.reason
+    assert mirrored.mounted() == "target" and mirrored.read(mirrored.side) == "target\n"
+    assert mirrored.holds("target") == {**FILES, "later": b"on the target"}
+
+
+def test_a_way_back_that_is_killed_as_it_waits_is_taken_up(mirrored: World) -> None:
+    mirrored.cut_over_detached(mirrored.detached_request())
+    job_id = mirrored.start("cutback", {})
+    mirrored.awaiting()
+    mirrored.kill_agent()
+    mirrored.plug_source()
+
+    mirrored.start("cutback", {}, job_id)
+    outcome = Outcome.model_validate(mirrored.wait()["result"]["outcome"])
+
+    assert (outcome.result, outcome.live, outcome.problems) == ("reverted", "source", ())
+    assert mirrored.mounted() == "source" and not mirrored.recognised("target")

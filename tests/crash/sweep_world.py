@@ -26,7 +26,7 @@ from volferry import errors, planner
 from volferry.engine import Engine, Patience
 from volferry.guests.linux import LinuxGuest
 from volferry.methods import method, rsync
-from volferry.model import Json, Pass, Receipt, Seed, State, Transfer, Wanted
+from volferry.model import Json, Layer, Member, Pass, Receipt, Seed, State, Transfer, Wanted
 from volferry.steps import SEQUENCE, Context
 from volferry.store import Request, Store
 
@@ -50,6 +50,8 @@ class Scenario:
     asked: tuple[str, ...] = ()
     """What the operator has asked for already."""
     method: str = "rsync"
+    array: bool = False
+    """An array lies on the volume, which an initramfs puts together by itself."""
 
     def __str__(self) -> str:
         return self.name
@@ -69,6 +71,7 @@ class World:
         places = [(v, number) for v in self.sources for number in scenario.partitions]
         self.cloud.content |= {volume_id: {} for volume_id in self.sources}
         self.guest = FakeGuest(self.cloud, self.server)
+        self.guest.reads_rules = not scenario.array
         for count, (volume_id, number) in enumerate(places):
             uuid, label = f"{UUID[:-1]}{count}", f"{self.sources[volume_id]}{number or ''}"
             files = {"kept": (b"always", 0.0)}
@@ -97,14 +100,23 @@ class World:
     # ---- looking at it ---------------------------------------------------------------------------
 
     def live(self) -> str:
-        """Which side the service's data is mounted from, and would be after a boot: all of it."""
+        """Which side the service's data is mounted from, and would be after a boot: all of it.
+
+        With an array it may be neither for as long as the guest waits for its source to move."""
         boot = self.guest.at_boot()
+        if self.scenario.array and self.waits():
+            assert not self.guest.mounts and sum(map(len, boot.values())) <= 1, boot
+            return "neither"
         assert all(len(volumes) == 1 for volumes in boot.values()), f"a boot could mount {boot}"
         sides = {self.side(volumes[0]) for volumes in boot.values()}
         mounted = {self.side(m.volume_id) for m in self.guest.mounts.values()}
         assert len(sides) == 1, f"a boot would mount some of both sides: {boot}"
         assert mounted <= sides, f"mounted is the {mounted}, a boot would mount the {sides}"
         return sides.pop()
+
+    def waits(self) -> bool:
+        here = self.guest.installed.get(ID)
+        return bool(here and here.job and here.job.phase in ("awaiting", "committing"))
 
     def side(self, volume_id: str) -> str:
         return "source" if volume_id in self.sources else "target"
@@ -245,7 +257,15 @@ async def _plan(world: World) -> Any:
     cloud = await world.cloud.facts(wanted.server, wanted.volumes)
     refs = [source.ref for source in cloud.sources]
     guest = await LinuxGuest(FakeChannel(world.guest)).facts(refs, units=wanted.units)
-    return planner.plan(wanted, cloud, guest)
+    made = planner.plan(wanted, cloud, guest)
+    if scenario.array:
+        # The fake guest knows of filesystems only; which disks they lie on is all that matters.
+        members = tuple(
+            Member(path="/dev/vdb", volume_id=source.id) for source in made.cloud.sources
+        )
+        array = Layer(kind="md", name="/dev/md0", members=members, above=("/dev/md0",))
+        made = made.model_copy(update={"guest": made.guest.model_copy(update={"layers": (array,)})})
+    return made
 
 
 def live(

@@ -24,6 +24,7 @@ from volferry.model import Seed
 SCENARIOS: tuple[w.Scenario, ...] = (
     w.Scenario("a snapshot and a retype"),
     w.Scenario("the mirror", method="mirror", away_s=(2.0,)),
+    w.Scenario("an array", method="mirror", array=True, seed=Seed.BLANK, away_s=(2.0,)),
     w.Scenario("a blank target", seed=Seed.BLANK),
     w.Scenario("a type at once, fstab by device", type="cbs-standard-iops", by_device=True,
                away_s=(900.0,)),

@@ -14,9 +14,9 @@ from disks_world import World
 KILLING = Path(__file__).with_name("killing_agent.py")
 
 
-def armed(world: World, request: Json, job_id: str = "killed") -> str:
+def armed(world: World, request: Json, job_id: str = "killed", name: str = "cutover") -> str:
     """What ``start`` leaves on the disk, without its supervisor. -> the installed agent"""
-    job = {"job": "cutover", "job_id": job_id, "request": request}
+    job = {"job": name, "job_id": job_id, "request": request}
     (world.guest.state_dir / "status.json").unlink(missing_ok=True)
     (world.guest.state_dir / "job.json").write_text(json.dumps(job))
     (world.guest.state_dir / "switch.json").write_text(json.dumps(request))

@@ -2,7 +2,9 @@
 
 A moment is the name of a phase (right after its record was written) or ``before:PHASE`` (right
 before), ``side:N`` (after the Nth side file was written) or ``back:N`` (the same while going back),
-``shown`` (before the mirror is asked to show the target) or ``hidden`` (after it hid it again).
+``shown`` (before the mirror is asked to show the target) or ``hidden`` (after it hid it again);
+of the way back of a source that was detached first also ``kept`` (what hides the target is kept,
+nothing is hidden yet), ``staying`` (it is about to be shown again) and ``unkept`` (it was).
 """
 
 import importlib.util
@@ -30,6 +32,10 @@ def main(agent_path: str, state_dir: str, moment: str) -> int:
             die()
         note(self, phase, **facts)
         if (what, facts.get("shown")) in (("shown", True), ("hidden", False)):
+            die()
+        if (what, facts.get("kept")) in (("kept", True), ("unkept", False)):
+            die()
+        if what == "staying" and facts.get("staying"):
             die()
         if (not kind and phase == what) or (kind == "going" and facts.get("going_back")):
             die()

@@ -41,10 +41,12 @@ SERVICE_S = 1.0
 PREPARE = ("preparing",)
 PASS = ("copying", "comparing")
 CUTOVER = (
-    "armed", "stopping", "unmounting", "copying", "comparing", "releasing", "committing",
-    "mounting", "starting", "settling",
+    "armed", "stopping", "unmounting", "copying", "comparing", "releasing", "awaiting",
+    "committing", "mounting", "starting", "settling",
 )  # fmt: skip
-CUTBACK = ("armed", "going back")
+CUTBACK = ("armed", "hiding", "awaiting", "going back")
+DETACHED_FIRST = ("hiding", "awaiting")
+"""Phases that a job has only where its source has to be detached first."""
 PHASES = {"prepare": PREPARE, "pass": PASS, "cutover": CUTOVER, "cutback": CUTBACK}
 """Another job of the agent is a line here, and a method ``_<job>`` below."""
 CHUNK = 16384
@@ -142,6 +144,8 @@ class FakeGuest:
         self.installed: dict[str, Installed] = {}
         self.claims: dict[str, str] = {}
         self.boot_id = "boot-1"
+        self.reads_rules = True
+        """Not where an initramfs puts together what lies on the disks."""
         cloud.on_attached.append(self._attached)
         cloud.on_detached.append(self._detached)
         for line in cloud._lines[server_id]:
@@ -208,7 +212,7 @@ class FakeGuest:
     def at_boot(self) -> dict[str, list[str]]:
         """Which volumes a boot could mount at each place of fstab. One, or it is a gamble."""
         rules = "".join(t for path, t in self.files.items() if path.startswith("/etc/udev/rules.d"))
-        hidden = re.findall(r'ATTRS\{serial\}=="([^"*]+)\*"', rules)
+        hidden = re.findall(r'ATTRS\{serial\}=="([^"*]+)\*"', rules) if self.reads_rules else []
         found: dict[str, list[str]] = {}
         for entry in fstab.parse(self.files["/etc/fstab"]):
             found[entry.target] = [
@@ -499,7 +503,7 @@ class FakeGuest:
             "job_id": job.id,
             "state": job.state,
             "phase": job.phase,
-            "progress": {"elapsed_s": 0.0},
+            "progress": {"elapsed_s": 0.0, **self._left(job)},
             "result": job.result,
             "error": job.error,
             "log_tail": [],
@@ -536,7 +540,10 @@ class FakeGuest:
 
     def _enter(self, here: Installed, job: Job, number: int) -> None:
         """Begin a phase; what it does happens when its time has passed."""
-        job.phase = PHASES[job.name][number]
+        job.phase = _phases(job)[number]
+        if job.phase == "awaiting":
+            deadline_s = float(job.request.get("deadline_s") or 120.0)
+            job.record.setdefault("ends", self.cloud.clock + deadline_s)
         seconds = PHASE_S + self._takes(job)
         self.cloud.after(seconds, partial(self._pass_phase, here, job, job.run, number))
 
@@ -552,14 +559,19 @@ class FakeGuest:
         if job.run != run or job.state != "running":
             return
         try:
+            if job.phase == "awaiting" and self._waits(job):
+                self._enter(here, job, number)
+                return
             result: Json | None = getattr(self, f"_{job.name}")(here, job)
         except Failed as failed:
             if job.name == "cutover":
                 self._take_back(here, job, failed.json["what"])
+            elif job.name == "cutback" and job.request.get("detach_first"):
+                self._stay_on_target(here, job, failed.json["what"])
             else:
                 self._end(job, None, failed)
             return
-        last = number + 1 == len(PHASES[job.name])
+        last = number + 1 == len(_phases(job))
         if last and job.state == "running":
             self._end(job, result, None)
         elif job.state == "running":
@@ -574,9 +586,11 @@ class FakeGuest:
         if job.name not in ("cutover", "cutback"):
             self._end(job, None, Failed("failed", "the job's process died"))
         elif job.name == "cutback":
-            self._enter(here, job, 0)
+            self._enter(here, job, _phases(job).index(job.phase))
         elif CUTOVER.index(job.phase) > CUTOVER.index("committing"):
-            self._enter(here, job, CUTOVER.index("mounting"))
+            self._enter(here, job, _phases(job).index("mounting"))
+        elif job.phase in ("awaiting", "committing") and not any(self._sources(job)):
+            self._enter(here, job, _phases(job).index("committing"))
         elif job.phase == "armed":
             self._conclude(job, "reverted", "the agent was killed in phase 'armed'")
         else:
@@ -857,6 +871,9 @@ class FakeGuest:
     def _cutover_releasing(self, job: Job) -> None:
         """The final pass lets go of both disks."""
 
+    def _cutover_awaiting(self, job: Job) -> None:
+        """The source is gone: only the target may be recognised now."""
+
     def _cutover_committing(self, job: Job) -> None:
         for file in job.request["sides"]["files"]:
             self._put_file(file["path"], file["target"])
@@ -877,19 +894,59 @@ class FakeGuest:
             if all(self.files.get(file["path"]) == file["source"] for file in files):
                 self._conclude(job, "reverted", "the source is the live side already")
             return
-        job.record["stopped"] = self.cloud.clock - PHASE_S
+        if job.phase == "awaiting":
+            return
+        job.record.setdefault("stopped", self.cloud.clock - PHASE_S)
         self._services(job, up=False)
-        self._take_back(here, job, "going back was asked for")
+        if job.phase == "hiding":
+            self._put_away(here, job)
+        else:
+            self._take_back(here, job, "going back was asked for")
+
+    def _sources(self, job: Job) -> list[bool]:
+        """Of each whether it is there."""
+        return [self._look_for(fs["source"]) is not None for fs in job.request["filesystems"]]
+
+    def _left(self, job: Job) -> Json:
+        if job.phase != "awaiting":
+            return {}
+        there = self._sources(job)
+        moving = any(there) and not all(there)
+        return {"left_s": 300.0 if moving else job.record["ends"] - self.cloud.clock}
+
+    def _waits(self, job: Job) -> bool:
+        """For the controller to take the sources out, or to put them in."""
+        there, back = self._sources(job), job.name == "cutback"
+        if all(there) if back else not any(there):
+            return False
+        if self._left(job)["left_s"] <= 0:
+            raise Failed("failed", f"the source was not {'at' if back else 'de'}tached in time")
+        return True
+
+    def _put_away(self, here: Installed, job: Job) -> None:
+        self._unmount(job)
+        if job.request.get("method") == "mirror" and here.mirror:
+            self._hide(here.mirror)
+        for file in reversed(job.request["sides"]["files"]):
+            self._put_file(file["path"], file["source"])
+
+    def _stay_on_target(self, here: Installed, job: Job, why: str) -> None:
+        """Its sources did not come."""
+        assert here.mirror is not None
+        self._show(here.mirror)
+        for file in job.request["sides"]["files"]:
+            self._put_file(file["path"], file["target"])
+        self._mount(job, "target")
+        self._services(job, up=True)
+        job.record["up_again"] = self.cloud.clock
+        reason = f"going back was asked for; going back was not possible: {why}"
+        self._conclude(job, "committed", reason)
 
     def _take_back(self, here: Installed, job: Job, reason: str) -> None:
         """All in reverse. What fails is told, and the next is tried all the same."""
         if job.phase != "armed":
             problems = []
-            self._unmount(job)
-            if job.request.get("method") == "mirror" and here.mirror:
-                self._hide(here.mirror)
-            for file in reversed(job.request["sides"]["files"]):
-                self._put_file(file["path"], file["source"])
+            self._put_away(here, job)
             try:
                 for fs in job.request["filesystems"]:
                     self._disk(fs["source"]).read_only = False
@@ -939,6 +996,13 @@ class FakeGuest:
             for mount in fs["mounts"]:
                 place = Mounted(fs[side]["volume_id"], fs[side]["partition"])
                 self.mounts[mount["target"]] = place
+
+
+def _phases(job: Job) -> tuple[str, ...]:
+    every = PHASES[job.name]
+    if job.request.get("detach_first"):
+        return every
+    return tuple(phase for phase in every if phase not in DETACHED_FIRST)
 
 
 _PASS_FIELDS = (

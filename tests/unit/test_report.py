@@ -7,7 +7,7 @@ from typing import Any
 import cli_world as world
 import pytest
 
-from volferry.model import Event, Outcome, Pass, Result, State
+from volferry.model import Event, Layer, Member, Outcome, Pass, Result, State
 from volferry.report import lines, planned, story, summary
 from volferry.report.phases import PHASE_OF, PHASES
 from volferry.steps import SEQUENCE
@@ -114,6 +114,18 @@ def test_each_state_says_what_comes_next() -> None:
     assert "volferry finish" in told(State.HELD, "cutover").remaining[0]
     assert "volferry cutover" in told(State.HELD, "sync").remaining[0]
     assert "volferry resume" in told(State.STOPPED, "attach").remaining[0]
+
+
+def test_a_source_that_is_detached_already_is_not_said_to_be_detached_by_finish() -> None:
+    assert "detaches the source" in told(State.HELD, "cutover").remaining[0]
+    members = (Member(path="/dev/vdb", volume_id=world.SOURCE),)
+    array = Layer(kind="md", name="/dev/md0", members=members, above=("/dev/md0",))
+    plan = world.plan()
+    guest = plan.guest.model_copy(update={"layers": (array,)})
+    plan = plan.model_copy(update={"guest": guest, "method": "mirror"})
+    held = world.transfer(State.HELD, "cutover", plan=plan)
+    [first, _] = story.tell(held, [], {"cutover": world.RECEIPTS["cutover"]}, []).remaining
+    assert "the source is detached already; removes what was put in" in first
 
 
 def test_a_reverted_cutover_had_a_downtime_too() -> None:

@@ -5,9 +5,10 @@ import pytest
 from tests.fakes.cloud import FakeCloud
 from volferry.errors import Doubt, Refused, Stop
 from volferry.methods import Method
+from volferry.methods.mirror import Mirror
 from volferry.methods.rsync import Rsync
-from volferry.model import Disk, GuestFacts, Pair, Plan, Seed, Wanted
-from volferry.steps import SEQUENCE, Context
+from volferry.model import Disk, GuestFacts, Layer, Member, Pair, Plan, Seed, Wanted
+from volferry.steps import SEQUENCE, Context, Held
 from volferry.steps.cutover import Cutover
 from volferry.steps.detach import Detach
 from volferry.steps.protect import Protect
@@ -285,6 +286,10 @@ class Shown:
         self.wrong = ""
         self.job = "cutover"
         self.heard = []
+        self.outcome = {}
+
+    async def run_job(self, scene, job, key, request, **more):
+        return {"outcome": self.outcome}
 
     async def last_job(self):
         return self.job
@@ -331,6 +336,73 @@ async def test_a_source_comes_back_as_the_look_alike_and_is_seen_before_the_gues
 
     source = ctx.plan.cloud.sources[0].id
     assert ctx.guest.heard == [f"hide {source}", "attach", "attach", f"find {source}"]
+
+
+async def on_an_array(cloud, **wanted):
+    """A context whose volume is a member of an array, after the cutover has detached it."""
+    ctx = await context(cloud)
+    members = tuple(Member(path="/dev/vdb", volume_id=v.id) for v in ctx.plan.cloud.sources)
+    layers = (Layer(kind="md", name="/dev/md0", members=members, above=("/dev/md0",)),)
+    changes = {
+        "guest": ctx.plan.guest.model_copy(update={"layers": layers}),
+        "wanted": ctx.plan.wanted.model_copy(update=wanted),
+    }
+    ctx.plan, ctx.method, ctx.guest = ctx.plan.model_copy(update=changes), Mirror(), Shown()
+    await unplugged(cloud, ctx)
+    return ctx
+
+
+async def test_a_source_that_no_rule_can_hide_is_left_out_until_the_target_is_hidden(cloud):
+    ctx = await on_an_array(cloud)
+
+    await Detach().undo(ctx, {"sources": [{"source_id": ctx.plan.cloud.sources[0].id}]})
+
+    assert (await cloud.volume(ctx.plan.cloud.sources[0].id)).status == "available"
+    assert ctx.guest.heard == []
+
+
+async def test_a_guest_that_waits_for_its_source_gets_it_unless_it_is_about_to_give_up(cloud):
+    ctx = await on_an_array(cloud)
+    source = ctx.plan.cloud.sources[0].id
+    hear = Mirror().meanwhile(ctx, "cutback")
+
+    for job, phase, left_s in (
+        ("cutback", "starting", None), ("cutover", "awaiting", 100.0), ("cutback", "awaiting", 5.0),
+    ):  # fmt: skip
+        await hear({"job": job, "phase": phase, "progress": {"left_s": left_s}})
+    assert (await cloud.volume(source)).status == "available"
+
+    awaiting = {"job": "cutback", "phase": "awaiting", "progress": {"left_s": 100.0}}
+    await hear(awaiting)
+    await hear(awaiting)
+    assert (await cloud.volume(source)).status in ("attaching", "in-use")
+    assert [call.verb for call in cloud.calls].count("attach") == 1
+
+
+async def test_a_source_that_came_too_late_is_taken_out_again(cloud):
+    ctx = await on_an_array(cloud)
+    source, server = ctx.plan.cloud.sources[0].id, ctx.plan.cloud.server.id
+    ctx.guest.outcome = {"result": "committed", "live": "target", "reason": "it was not attached"}
+    await cloud.attach(server, source)
+
+    with pytest.raises(Stop, match="could not go back to the source: it was not attached"):
+        await Cutover().undo(ctx, {})
+
+    assert (await cloud.volume(source)).status == "available"
+
+
+async def test_what_is_held_is_told_as_it_is(cloud):
+    ctx = await on_an_array(cloud, hold=True)
+    with pytest.raises(Held) as held:
+        await Detach().do(ctx)
+    assert "the source was detached before the commit and is unchanged (--hold)" in held.value.what
+    assert "finish tr-web-03-test     ends\n" in held.value.hint
+
+    ctx.method = Rsync()
+    with pytest.raises(Held) as held:
+        await Detach().do(ctx)
+    assert "the source is attached and unchanged (--hold)" in held.value.what
+    assert "detaches the source and ends" in held.value.hint
 
 
 async def test_without_the_agents_record_there_is_no_way_back_from_tidying_up(cloud):

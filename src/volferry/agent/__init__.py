@@ -116,6 +116,11 @@ A cutover that took itself back is an ended job with outcome ``reverted`` and ``
 **cutback** takes the cutover's request (an empty one: as the agent kept it) and goes back to the
 source after a commit; same result, and the outcome is ``reverted``. What was written on the target
 since the commit stays there and is not copied back.
+
+Where the source has to be detached first (``detach_first``) both wait in phase ``awaiting`` for the
+controller, with ``left_s`` in their progress: the cutover until no source is there any more, the
+cutback, whose target is hidden by then, until all are there again. A cutback whose sources do not
+come shows the target again, and its outcome is ``committed``.
 """
 
 import ast

@@ -274,13 +274,8 @@ class Pair:
         return self.free(chunks)
 
     def hidden_ranges(self) -> List[Range]:
-        """What is zero on a masked target: what is withheld, and the last MiB of a larger target,
-        where a snapshot of a larger disk may have left something that is recognised."""
-        ranges = list(self.withheld)
-        if self.target_disk.size_bytes > self.size_bytes:
-            start = max(self.size_bytes, self.target_disk.size_bytes - TAIL)
-            ranges.append(Range(start, self.target_disk.size_bytes - start))
-        return ranges
+        """What is zero on a masked target: what is withheld, and the end of a larger target."""
+        return self.withheld + beyond_source(self.size_bytes, self.target_disk.size_bytes)
 
     def mask(self) -> None:
         put_zeros(self.target, self.hidden_ranges())
@@ -290,12 +285,7 @@ class Pair:
 
     def read_withheld(self) -> bytes:
         """What was withheld as it is on the source now, in the order in which it is written."""
-        parts = []
-        for offset, length in pieces(self.withheld):
-            view = self.hands[0].mine[:length]
-            self.source.read(offset, view)
-            parts.append(bytes(view))
-        return b"".join(parts)
+        return get_withheld(self.source, self.withheld)
 
     # -- passes
 
@@ -469,6 +459,25 @@ def free_memory(view: memoryview, buffer: mmap.mmap) -> None:
     view.release()
     with contextlib.suppress(BufferError):
         buffer.close()
+
+
+def beyond_source(size_bytes: int, target_bytes: int) -> List[Range]:
+    """The last MiB of a target that is larger than its source: a snapshot of a larger disk may have
+    left something there that is recognised, or somebody may have moved a partition table to it."""
+    if target_bytes <= size_bytes:
+        return []
+    start = max(size_bytes, target_bytes - TAIL)
+    return [Range(start, target_bytes - start)]
+
+
+def get_withheld(disk: DiskFile, ranges: List[Range]) -> bytes:
+    """What ``put_withheld`` writes, in the same order."""
+    parts = []
+    with aligned_memory() as view:
+        for offset, length in pieces(ranges):
+            disk.read(offset, view[:length])
+            parts.append(bytes(view[:length]))
+    return b"".join(parts)
 
 
 def put_zeros(target: DiskFile, ranges: List[Range]) -> None:

@@ -50,6 +50,8 @@ from volferry.agent.services import (
 )
 from volferry.agent.stack import assemble_stack, release_stack, stack_problem
 
+EARLY_S = 60.0
+"""How long a boot waits for sources that were on their way into a guest that restarted."""
 GO_BACK_S = 300.0
 """Deadline of each command while going back: generous, for there is nothing to go back to from
 it."""
@@ -114,8 +116,8 @@ class Cutover:
         self.record: Json = stored if self.found_record else self.new_record()
         if self.back_only and not self.found_record:
             # What the cutover has shown has to be hidden again.
-            kept = ("shown", "withheld", "standby")
-            self.record.update({key: stored.get(key) for key in kept})
+            known = ("shown", "withheld", "standby", "kept")
+            self.record.update({key: stored.get(key) for key in known})
 
     def new_record(self) -> Json:
         return {
@@ -137,6 +139,8 @@ class Cutover:
             "final_pass": None,
             "withheld": None,
             "shown": False,
+            "kept": False,
+            "staying": "",
             "standby": False,
             "outcome": None,
         }
@@ -260,13 +264,16 @@ class Cutover:
     def words(self, error: BaseException) -> str:
         """What an exception says. A shutdown is not a failure: the record is left for the next
         boot."""
-        if (self.terminated or isinstance(error, Stopped)) and system_is_stopping(self.place):
-            raise Shutdown()
+        self.leave_if_stopping(isinstance(error, Stopped))
         if isinstance(error, AgentError):
             return one_line(error.what)
         if isinstance(error, Stopped):
             return "the cutover was stopped on request"
         return "{}: {} ({})".format(type(error).__name__, error, where(error))
+
+    def leave_if_stopping(self, told: bool = False) -> None:
+        if (self.terminated or told) and system_is_stopping(self.place):
+            raise Shutdown()
 
     # -- 1. look again, touch nothing
 
@@ -529,10 +536,26 @@ class Cutover:
         return self.detach_first and self.record["phase"] in phases and self.source_is_gone()
 
     def early(self) -> None:
-        """At boot, before anything is mounted: the guest restarted after the source was detached
-        and before the target was shown, so there is nothing yet that could be mounted."""
-        if self.found_record and not self.record["going_back"] and self.may_go_on_without_source():
-            self.commit()
+        """At boot, before anything is mounted: the guest restarted while neither side could be
+        recognised, so there is nothing yet that could be mounted. A boot that finds nothing to
+        mount may end in an emergency shell, where nobody would go on."""
+        if not self.found_record or self.record["phase"] == "done":
+            return
+        if not self.record["going_back"]:
+            if self.may_go_on_without_source():
+                self.commit()
+        elif self.record["kept"] and not self.record["staying"]:
+            self.early_on_the_way_back()
+
+    def early_on_the_way_back(self) -> None:
+        """The sources may be on their way; without them the boot goes on with the target. With some
+        of them the time limit of the unit ends the wait."""
+        try:
+            if self.is_partly_committed():
+                self.put_target_away()
+            self.await_attach(EARLY_S)
+        except Exception as error:  # noqa: BLE001 - as in go_forward
+            self.show_again(self.words(error))
 
     # -- 9. the commit
 
@@ -762,6 +785,9 @@ class Cutover:
             self.tried(problems, lambda: self.publish(30.0))
         else:
             self.tried(problems, self.mover.hide)
+        return self.end_on_source(reason, problems)
+
+    def end_on_source(self, reason: str, problems: List[str]) -> int:
         for disk in self.disks_found(problems, "source"):
             self.tried(problems, functools.partial(set_disk_read_only, disk, False))
         self.tried(problems, lambda: self.mount_side("source", lambda most: GO_BACK_S))
@@ -844,8 +870,8 @@ class Cutover:
         return self.settle()
 
     def stay_forward(self, reason: str, problems: List[str]) -> int:
-        """The target cannot be unmounted, so it stays the live side: switching the files beneath a
-        mounted target would bring up the other side at the next restart."""
+        """The target stays the live side. Where it cannot be unmounted: switching the files beneath
+        it would bring up the other side at the next restart."""
         self.start_what_was_up(problems, False)
         self.note(up_again={"monotonic": time.monotonic(), "wall": time.time()})
         words = "{}; going back was not possible: {}".format(reason, "; ".join(problems))
@@ -853,8 +879,9 @@ class Cutover:
 
     def go_back_on_request(self) -> int:
         """The job cutback: what the cutover did, undone; nothing is copied."""
+        go_back = self.go_back_detached if self.detach_first else self.take_back
         if self.record["going_back"]:
-            return self.take_back(self.record["going_back"])
+            return go_back(self.record["going_back"])
         reason = "going back was asked for"
         try:
             self.same_namespace()
@@ -865,7 +892,7 @@ class Cutover:
             if self.record.get("standby"):
                 self.mover.check()
             if self.place.has_systemd:
-                self.supervisor.enable()
+                self.supervisor.enable(early=self.detach_first)
         except Exception as error:  # noqa: BLE001 - nothing was touched yet
             live = "reverted" if not self.is_partly_committed() else "committed"
             return self.conclude(live, self.words(error))
@@ -873,7 +900,71 @@ class Cutover:
         self.deadline = now + self.deadline_s
         stopped = {"monotonic": now, "wall": time.time()}
         self.note("starting", stopped=stopped, stop_commands=True, start_commands=True)
-        return self.take_back(reason)
+        return go_back(reason)
+
+    # -- going back to a source that was detached first
+
+    def go_back_detached(self, reason: str) -> int:
+        """The way there in the mirror: the target cannot be recognised any more when the source
+        comes, so that no boot has a choice. Should it not come the target is shown again."""
+        self.note(going_back=reason, outcome=None)
+        if self.record["staying"]:
+            return self.stay_on_target(self.record["staying"])
+        problems: List[str] = []
+        try:
+            if self.is_partly_committed():
+                self.tried(problems, self.stop_again)
+                self.put_target_away()
+            self.await_attach(self.deadline_s)
+        except Exception as error:  # noqa: BLE001 - as in go_forward
+            return self.stay_on_target(self.words(error))
+        return self.end_on_source(reason, problems)
+
+    def put_target_away(self) -> None:
+        self.let_go("target", lambda most: GO_BACK_S)
+        self.mover.put_away()
+        for file in reversed(self.side_files):
+            self.put_side(file, "source")
+        self.publish(30.0)
+
+    def await_attach(self, most_s: float) -> None:
+        """Putting the sources in is the controller's part. Beside one that is there the target may
+        not be shown, so with some of them there the others are waited for without an end."""
+        self.note("awaiting")
+        with self.part("attach"):
+            self.deadline = time.monotonic() + most_s
+            while True:
+                there = self.disks("source")
+                if len(there) == len(self.pairs):
+                    return
+                left_s = GO_BACK_S if there else self.deadline - time.monotonic()
+                if left_s <= 0:
+                    raise AgentError(
+                        "failed",
+                        "the source was not attached within the deadline of {:.0f} s".format(
+                            most_s
+                        ),
+                    )
+                self.leave_if_stopping()
+                self.job.report("awaiting", what="awaiting", left_s=round(left_s, 1))
+                time.sleep(0.1)
+
+    def show_again(self, why: str) -> List[str]:
+        """-> problems. From here on it is the target that everything goes on with."""
+        problems: List[str] = []
+        self.note(staying=why)
+        self.tried(problems, self.mover.show_again)
+        for file in self.side_files:
+            self.tried(problems, functools.partial(self.put_side, file, "target"))
+        self.tried(problems, lambda: self.publish(30.0))
+        return problems
+
+    def stay_on_target(self, why: str) -> int:
+        problems = self.show_again(why)
+        if self.tried(problems, lambda: self.mount_side("target", lambda most: GO_BACK_S)):
+            # A restart right after it was shown leaves it in use, so that this could not be told.
+            self.note(kept=False)
+        return self.stay_forward(self.record["going_back"], [why, *problems])
 
     # -- the end
 

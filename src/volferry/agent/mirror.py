@@ -24,13 +24,14 @@ Orders (JSON lines on the socket; those marked * wait for the end of the transfe
 ``stop``*     end
 """
 
+import contextlib
 import hashlib
 import os
 import queue
 import threading
 import time
 from itertools import islice
-from typing import Any, Callable, Dict, List, Optional
+from typing import Any, Callable, Dict, Iterator, List, Optional
 
 from volferry.agent.basics import (
     AgentError,
@@ -51,6 +52,7 @@ from volferry.agent.blocks import (
     Pair,
     Throttle,
     chunk_bytes_for,
+    get_withheld,
     put_withheld,
     put_zeros,
 )
@@ -852,12 +854,24 @@ def is_number(value: Any, least: float, most: float) -> bool:
 
 def hide_again(place: Place, ref: Json, ranges: List[Any]) -> None:
     """``mask`` without a mirror: its process or the guest was restarted in the middle."""
-    target = resolve(place, ref)
-    with_target(target, lambda file: put_zeros(file, ranges))
+    with held_target(place, ref) as file:
+        put_zeros(file, ranges)
+
+
+def keep_withheld(file: DiskFile, path: str, ranges: List[Any]) -> Json:
+    """Like the mirror's ``save``, of a target that was in use: what is there now. -> what
+    ``show_from_file`` needs, but for the target"""
+    content = get_withheld(file, ranges)
+    write_atomically(path, content, 0o600)
+    return {
+        "path": path,
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "ranges": [list(part) for part in ranges],
+    }
 
 
 def show_from_file(place: Place, kept: Json, ranges: List[Any], content: bytes) -> None:
-    """``unmask`` when the source is gone: from what was kept by ``save``."""
+    """``unmask`` when the source is gone: from what was kept by ``save`` or ``keep_withheld``."""
     if hashlib.sha256(content).hexdigest() != kept["sha256"]:
         raise AgentError(
             "failed",
@@ -865,14 +879,17 @@ def show_from_file(place: Place, kept: Json, ranges: List[Any], content: bytes) 
             "the data is complete on the source and, but for its head and tail, on the target",
             "attach the source again",
         )
-    target = resolve(place, kept["target"])
-    with_target(target, lambda file: put_withheld(file, ranges, content))
+    with held_target(place, kept["target"]) as file:
+        put_withheld(file, ranges, content)
 
 
-def with_target(target: Disk, work: Callable[[DiskFile], None]) -> None:
+@contextlib.contextmanager
+def held_target(place: Place, ref: Json) -> Iterator[DiskFile]:
+    """Open exclusively: nobody can mount it or put anything together on it meanwhile."""
+    target = resolve(place, ref)
     wait_until_free(target.path, 10.0)  # a mirror that is about to end may hold it
     file = DiskFile(target.path, target.size_bytes, write=True)
     try:
-        work(file)
+        yield file
     finally:
         file.close()

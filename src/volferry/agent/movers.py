@@ -1,21 +1,23 @@
 """What a method does inside the cutover: make the target equal the source, show it or hide it.
 
 ``check`` before anything is stopped, ``copy`` while nobody writes, ``show`` as the first part of
-the commit, ``hide`` when that is taken back, ``end`` when it failed in the middle. The cutover
+the commit, ``hide`` when that is taken back, ``end`` when it failed in the middle. ``put_away`` and
+``show_again`` hide a target with no source there to show it from, and take that back. The cutover
 itself knows no method.
 """
 
+import contextlib
 import os
 import time
 from typing import Any, Dict, List
 
 from volferry.agent.basics import AgentError, Json, Log, clock_offset, read_bytes
-from volferry.agent.blocks import Range
+from volferry.agent.blocks import DiskFile, Range, beyond_source, put_zeros
 from volferry.agent.disks import blkid, resolve_device, wait_until_free
 from volferry.agent.inside import Inside
 from volferry.agent.jobs import lane_dir, unlink_durably
 from volferry.agent.listen import ask_listener
-from volferry.agent.mirror import ORDERS, hide_again, show_from_file
+from volferry.agent.mirror import ORDERS, held_target, hide_again, keep_withheld, show_from_file
 from volferry.agent.passes import full_reason
 from volferry.agent.prepare import same_type
 
@@ -88,6 +90,12 @@ class FilesMover:
 
     def hide(self) -> None:
         """As it can always be seen, there is nothing to hide."""
+
+    def put_away(self) -> None:
+        raise AgentError("refused", "only the mirror can hide a target")
+
+    def show_again(self) -> None:
+        """Nothing was put away."""
 
     def stand_by(self) -> None:
         raise AgentError("refused", "only the mirror keeps a standby")
@@ -182,6 +190,43 @@ class BlocksMover:
             for one in self.cutover.record["withheld"] or []:
                 hide_again(self.place, one["target"], ranges_of(one))
         self.cutover.note(shown=False)
+
+    def put_away(self) -> None:
+        """Heads and tails have changed since the commit, so they are kept first, and those of all
+        targets before one is hidden.
+
+        The targets are open exclusively all the time: an array that was stopped is put together
+        again as soon as one of its members is closed after it could have been written to."""
+        record = self.cutover.record
+        with contextlib.ExitStack() as stack:
+            files = [
+                stack.enter_context(held_target(self.place, one["target"]))
+                for one in record["withheld"]
+            ]
+            if not record.get("kept"):  # after it they may be zero
+                kept = [self.keep(number, file) for number, file in enumerate(files)]
+                self.cutover.note(withheld=kept, kept=True)
+            for file, one in zip(files, record["withheld"]):
+                put_zeros(file, ranges_of(one))
+        self.cutover.note(shown=False)
+
+    def keep(self, number: int, file: DiskFile) -> Json:
+        one = self.cutover.record["withheld"][number]
+        sizes = {
+            pair["target"]["volume_id"]: pair["source"]["size_bytes"] for pair in self.cutover.pairs
+        }
+        known = ranges_of(one)
+        beyond = beyond_source(sizes[one["target"]["volume_id"]], file.size_bytes)
+        ranges = [part for part in beyond if part not in known] + known
+        path = self.cutover.job.path("withheld-back-{}".format(number))
+        return dict(keep_withheld(file, path, ranges), target=one["target"])
+
+    def show_again(self) -> None:
+        """What ``put_away`` hid. Before it has kept everything nothing is hidden."""
+        if self.cutover.record.get("kept"):
+            self.cutover.note(shown=True)
+            self.show_from_files(self.cutover.record["withheld"])
+            self.cutover.note(kept=False)
 
     def go_on(self) -> None:
         """It noted the writes all the time, and may copy again."""

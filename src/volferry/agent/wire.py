@@ -87,7 +87,7 @@ def early(state_dir: str) -> int:
     Room.folder = os.path.join(state_dir, "room")
     job = Job(place, state_dir)
     asked_for = job.read()
-    if asked_for and asked_for["job"] == "cutover":
+    if asked_for and asked_for["job"] in ("cutover", "cutback"):
 
         def look() -> Json:
             Cutover(place, job, asked_for).early()

@@ -86,6 +86,12 @@ class Method(abc.ABC):
         del plan
         return False
 
+    def detaches_first(self, guest: GuestFacts) -> bool:
+        """Whether the source has to be out of the server before the target may be recognised, and
+        the target hidden before the source may come back."""
+        del guest
+        return False
+
     def missing_tools(self, guest: GuestFacts) -> Sequence[Tool]:
         return [tool for tool in self.tools(guest) if not tool.path]
 
@@ -119,9 +125,9 @@ class Method(abc.ABC):
     def content(self, scene: Scene) -> Json:
         """What is copied, in the shape that the agent's cutover takes."""
 
-    def meanwhile(self, scene: Scene) -> Callable[[Json], Awaitable[None]] | None:
-        """What the cutover in the guest needs done from outside, told each of its statuses."""
-        del scene
+    def meanwhile(self, scene: Scene, job: str) -> Callable[[Json], Awaitable[None]] | None:
+        """What a cutover or cutback in the guest needs done from outside, told each status."""
+        del scene, job
         return None
 
     # ---- the cutover, which is the same for all but for its content ------------------------------
@@ -161,7 +167,7 @@ class Method(abc.ABC):
             # long again. Here we only wait to hear of it.
             deadline_s=3 * timeouts.cutover_s + scene.plan.wanted.settle_s + timeouts.attach_s,
             what="cutover",
-            meanwhile=self.meanwhile(scene),
+            meanwhile=self.meanwhile(scene, "cutover"),
             flag="--cutover-timeout",
             uninterrupted=True,
         )
@@ -177,8 +183,9 @@ class Method(abc.ABC):
             "cutback",
             "",
             {},  # the guest has kept what the cutover was told
-            deadline_s=3 * timeouts.cutover_s,
+            deadline_s=3 * timeouts.cutover_s + timeouts.attach_s,
             what="going back to the source",
+            meanwhile=self.meanwhile(scene, "cutback"),
             flag="--cutover-timeout",
             uninterrupted=True,
         )
@@ -191,7 +198,7 @@ class Method(abc.ABC):
             "cutover",
             deadline_s=3 * scene.plan.wanted.timeouts.cutover_s,
             flag="--cutover-timeout",
-            meanwhile=self.meanwhile(scene),
+            meanwhile=self.meanwhile(scene, "cutover"),
         )
         return Outcome.model_validate(result["outcome"]) if result else None
 

@@ -21,7 +21,6 @@ from volferry.model import (
     GuestFacts,
     Json,
     MountBy,
-    Outcome,
     Pass,
     Plan,
     Prediction,
@@ -44,8 +43,9 @@ _LAYER_TOOLS = {"lvm": "lvs", "luks": "cryptsetup", "md": "mdadm"}
 """One of each package's programs; the others come with it."""
 
 POLL_S = 0.5
-DETACH_NEEDS_S = 20.0
-"""Time that the guest must still have when the source is asked out of it: seconds are usual."""
+SWITCH_NEEDS_S = 20.0
+"""Time that the guest must still have when the source is asked out of it, or into it again: seconds
+are usual."""
 MIN_PASSES = 2
 """The first copies and compares everything, the second shows what is written meanwhile."""
 
@@ -115,6 +115,12 @@ class Mirror(Method):
             basis += f" ({ASSUMED_UNIT_S:g} s assumed for {', '.join(unmeasured)})"
         parts = {name: round(seconds, 3) for name, seconds in parts.items()}
         return Prediction(total_s=round(sum(parts.values()), 3), parts=parts, basis=basis)
+
+    def detaches_first(self, guest: GuestFacts) -> bool:
+        """An initramfs puts arrays and volume groups together that lie on disks, and reads no rule
+        of ours (seen: three of four reboots came up on the wrong disk). Encryptions it leaves to
+        the system, and what lies inside them."""
+        return any(layer.kind in ("lvm", "md") and layer.volume_ids for layer in guest.layers)
 
     # ---- for the steps ---------------------------------------------------------------------------
 
@@ -262,62 +268,42 @@ class Mirror(Method):
             "filesystems": scene.guest.filesystems(scene),
             "pairs": scene.guest.pairs(scene),
             "layers": scene.guest.layers(scene),
-            "detach_first": detaches_first(scene.plan.guest),
+            "detach_first": self.detaches_first(scene.plan.guest),
             "keep_standby": scene.plan.wanted.keep_standby,
         }
 
-    def meanwhile(self, scene: Scene) -> Callable[[Json], Awaitable[None]] | None:
-        if not detaches_first(scene.plan.guest):
+    def meanwhile(self, scene: Scene, job: str) -> Callable[[Json], Awaitable[None]] | None:
+        if not self.detaches_first(scene.plan.guest):
             return None
+        server, sources = scene.plan.cloud.server.id, scene.plan.cloud.sources
+        what = "detached before the commit" if job == "cutover" else "attached again"
         asked = False
 
-        async def detach(status: Json) -> None:
+        async def when_awaited(status: Json) -> None:
             nonlocal asked
-            left_s = (status["progress"] or {}).get("left_s") or 0.0
-            if status.get("phase") != "awaiting" or asked:
+            if not _is_awaited(status, job):
                 return
-            if left_s < DETACH_NEEDS_S:
-                # It would be taken from a guest that has gone back to it in the meantime.
-                return
+            for source in sources:
+                if not asked:
+                    await scene.tell("note", text=f"{source.label} is {what}")
+                if job == "cutback":
+                    # Each time: as long as it is still on its way out it is in the server's list,
+                    # and attaching it does nothing.
+                    await scene.cloud.attach(server, source.id)
+                elif not asked:
+                    await scene.cloud.detach(server, source.id)
             asked = True
-            server = scene.plan.cloud.server.id
-            for source in scene.plan.cloud.sources:
-                await scene.tell("note", text=f"{source.label} is detached before the commit")
-                await scene.cloud.detach(server, source.id)
 
-        return detach
-
-    async def cutback(self, scene: Scene) -> Outcome:
-        """With the source out of the server already it is put back first: it is in quarantine."""
-        server, timeouts = scene.plan.cloud.server.id, scene.plan.wanted.timeouts
-        if detaches_first(scene.plan.guest):
-            for source in scene.plan.cloud.sources:
-                await scene.cloud.attach(server, source.id)
-                await scene.cloud.wait_attached(server, source.id, deadline_s=timeouts.attach_s)
-            await self._appear(scene)
-        return await super().cutback(scene)
-
-    async def _appear(self, scene: Scene) -> None:
-        ends = time.monotonic() + scene.plan.wanted.timeouts.attach_s
-        for source in scene.plan.cloud.sources:
-            while await scene.guest.find(source.ref) is None:
-                if time.monotonic() >= ends:
-                    raise Stop(
-                        f"volume '{source.id}' did not appear in the guest within "
-                        f"{scene.plan.wanted.timeouts.attach_s:.0f} s (--attach-timeout)",
-                        data="the service runs on the target, which is complete",
-                    )
-                await scene.sleep(POLL_S)
+        return when_awaited
 
 
-def detaches_first(guest: GuestFacts) -> bool:
-    """Whether the source has to be out of the server before the target may be recognised.
-
-    An initramfs puts arrays and volume groups together that lie on disks, and reads no rule of ours
-    (seen: three of four reboots came up on the wrong disk). Encryptions it leaves to the system,
-    and what lies inside them.
-    """
-    return any(layer.kind in ("lvm", "md") and layer.volume_ids for layer in guest.layers)
+def _is_awaited(status: Json, job: str) -> bool:
+    """Whether the guest waits for its sources, and will when they have moved: with less time left
+    they would meet a guest that has gone the other way meanwhile."""
+    left_s = (status["progress"] or {}).get("left_s") or 0.0
+    return (status.get("job"), status.get("phase")) == (job, "awaiting") and (
+        left_s >= SWITCH_NEEDS_S
+    )
 
 
 def _reasons(wanted: Wanted, cloud: CloudFacts, guest: GuestFacts) -> Iterator[str]:
@@ -334,14 +320,14 @@ def _reasons(wanted: Wanted, cloud: CloudFacts, guest: GuestFacts) -> Iterator[s
     yield f"the target is smaller ({wanted.size_gib} of {largest} GiB)" if smaller else ""
     yield "it copies blocks and can leave out no files (--exclude)" if wanted.exclude else ""
     if wanted.keep_standby:
-        yield from _no_standby(wanted, cloud, guest)
+        yield from _no_standby(wanted, cloud, Mirror().detaches_first(guest))
     automatic = ", ".join(mount.target for mount in mounts if mount.by is MountBy.AUTOFS)
     yield f"{automatic} is mounted by autofs, which would mount it in between" if automatic else ""
 
 
-def _no_standby(wanted: Wanted, cloud: CloudFacts, guest: GuestFacts) -> Iterator[str]:
+def _no_standby(wanted: Wanted, cloud: CloudFacts, detached: bool) -> Iterator[str]:
     """Why the old volume could not follow the new one."""
-    if detaches_first(guest):
+    if detached:
         yield "its source is detached before the commit and cannot be a standby (--keep-standby)"
     if wanted.size_gib and any(wanted.size_gib > source.size_gib for source in cloud.sources):
         yield "a larger target does not fit on the old volume (--keep-standby)"

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from pydantic import Field, ValidationError
 
+from volferry.methods import method
 from volferry.model import (
     Event,
     Json,
@@ -374,8 +375,10 @@ def _remaining(transfer: Transfer, receipts: dict[str, Receipt]) -> tuple[str, .
     if transfer.state is State.ROLLED_BACK:
         return tuple(f"remove by hand: {text}" for text in _left(receipts))
     if transfer.state is State.HELD and "cutover" in receipts:
+        away = method(plan.method).detaches_first(plan.guest)
+        first = "the source is detached already;" if away else "detaches the source and"
         return (
-            f"volferry finish {id}: detaches the source and removes what was put in",
+            f"volferry finish {id}: {first} removes what was put in",
             f"or volferry rollback {id}: goes back to the source",
         )
     if transfer.state is State.HELD:

@@ -6,6 +6,7 @@ from typing import ClassVar
 
 from volferry.errors import Stop
 from volferry.model import Outcome, Prediction, Receipt
+from volferry.steps.attach import unplug
 from volferry.steps.gate import Decision, decide
 from volferry.steps.step import Context, Phase, Step, Undo
 
@@ -105,6 +106,7 @@ class Cutover(Step):
         outcome: Outcome = await ctx.method.cutback(ctx)
         await ctx.tell("outcome", **outcome.model_dump(mode="json"))
         if outcome.live != "source":
+            await self._keep_away(ctx)
             raise Stop(
                 f"the guest could not go back to the source: {outcome.reason}",
                 data="the service was left on the target, which is complete",
@@ -119,6 +121,13 @@ class Cutover(Step):
                 hint="mend it in the guest, then repeat: "
                 f"volferry rollback {ctx.transfer_id} --accept-loss",
             )
+
+    async def _keep_away(self, ctx: Context) -> None:
+        """Sources that came too late for a guest which has shown its targets again: no rule of ours
+        keeps the two apart."""
+        if ctx.method.detaches_first(ctx.plan.guest):
+            for source in ctx.plan.cloud.sources:
+                await unplug(ctx, source.id)
 
 
 def _left_with(outcome: Outcome) -> str:

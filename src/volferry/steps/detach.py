@@ -31,10 +31,10 @@ class Detach(Step):
     async def do(self, ctx: Context) -> Receipt:
         wanted = ctx.plan.wanted
         if (wanted.hold or wanted.keep_standby) and not ctx.requests("finish"):
-            kept = "kept current (--keep-standby)" if wanted.keep_standby else "unchanged (--hold)"
+            state, finish = _as_held(ctx)
             raise Held(
-                f"the service runs on the target; the source is attached and {kept}",
-                hint=f"volferry finish {ctx.transfer_id}     detaches the source and ends\n"
+                f"the service runs on the target; the source {state}",
+                hint=f"volferry finish {ctx.transfer_id}     {finish}\n"
                 f"volferry rollback {ctx.transfer_id}   goes back to the source",
             )
         began = time.monotonic()
@@ -64,6 +64,10 @@ class Detach(Step):
             )
 
     async def undo(self, ctx: Context, receipt: Receipt) -> None:
+        if ctx.method.detaches_first(ctx.plan.guest):
+            # Its way back asks for the sources by itself, once the targets are hidden: until then
+            # no rule of ours would keep both sides apart.
+            return
         server_id, timeouts = ctx.plan.cloud.server.id, ctx.plan.wanted.timeouts
         # They come back as the look-alikes. The commit has hidden them already, unless tidying up
         # was cut short between the rule and our record.
@@ -84,3 +88,12 @@ class Detach(Step):
             )
             # The guest goes back by itself; to a disk that it does not see yet it could not.
             await appears(ctx, source, "the service runs on the target, which is complete")
+
+
+def _as_held(ctx: Context) -> tuple[str, str]:
+    """What is true of the source while the transfer is held, and what ``finish`` does then."""
+    if ctx.method.detaches_first(ctx.plan.guest):
+        return "was detached before the commit and is unchanged (--hold)", "ends"
+    if ctx.plan.wanted.keep_standby:
+        return "is attached and kept current (--keep-standby)", "detaches the source and ends"
+    return "is attached and unchanged (--hold)", "detaches the source and ends"
