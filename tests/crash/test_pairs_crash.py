@@ -94,6 +94,9 @@ class Method:
     async def leave(self, scene: Context) -> None:
         pass
 
+    def detaches_first(self, guest: GuestFacts) -> bool:
+        return False
+
     async def cutback(self, scene: Context) -> Outcome:
         scene.guest.live = "source"
         return Outcome(result="reverted", live="source")

@@ -49,7 +49,6 @@ BOUNDED: dict[str, tuple[str, ...] | str] = {
     "guests/linux.py LinuxGuest._ended": (
         "--create-timeout", "--sync-timeout", "--cutover-timeout", "--retry-timeout",
     ),
-    "methods/mirror.py Mirror._appear": ("--attach-timeout",),
     "methods/mirror.py Mirror.sync": ("--sync-timeout",),
     "methods/mirror.py Mirror.catch_up": ("--sync-timeout",),
     "operations.py rollback": ("--handover-timeout",),

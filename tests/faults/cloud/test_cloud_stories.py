@@ -72,6 +72,9 @@ class Onlooker:
     async def leave(self, scene: object) -> None:
         pass
 
+    def detaches_first(self, guest: GuestFacts) -> bool:
+        return False
+
 
 class Story:
     """One transfer, carried and taken back as often as it takes."""
