@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from typing import Any, Callable, Iterator, List, Optional, Tuple
+from typing import Any, Callable, Iterator, List, Optional, Set, Tuple
 
 from volferry.agent.basics import (
     RELOAD_S,
@@ -472,21 +472,27 @@ def verb_stop(place: Place, request: Json) -> Json:
             "the {} is in phase '{}' and ends by itself".format(asked_for["job"], record["phase"]),
             "services are down or coming up on exactly one side",
         )
-    worker = read_json(job.path("worker.json")) or {}
     supervisor = Supervisor(place, transfer, lane)
     if lane:
         supervisor.disable()
-    if supervisor.unit_is_alive():
+    has_unit = supervisor.unit_is_alive()
+    if has_unit:
         must(["systemctl", "stop", "--no-block", supervisor.unit])
-    elif worker and job.lives("worker.json"):
-        os.kill(worker["pid"], signal.SIGTERM)
+    told: Set[int] = set()
     deadline = time.monotonic() + float(request.get("grace_s", 15.0))
     while job.state() == "running" and time.monotonic() < deadline:
+        # One that died is begun again by its supervisor, just now perhaps.
+        worker = read_json(job.path("worker.json")) or {}
+        if not has_unit and worker and worker["pid"] not in told and job.lives("worker.json"):
+            told.add(worker["pid"])
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(worker["pid"], signal.SIGTERM)
         time.sleep(0.05)
     if job.state() == "running":
-        if supervisor.unit_is_alive():
+        worker = read_json(job.path("worker.json")) or {}
+        if has_unit:
             must(["systemctl", "kill", "--signal=KILL", supervisor.unit])
-        elif job.lives("worker.json"):
+        elif worker and job.lives("worker.json"):
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(worker["pid"], signal.SIGKILL)
         deadline = time.monotonic() + 10
