@@ -256,6 +256,9 @@ class Layer(Noun):
     partitions. Empty for one that is not open, which the cutover need not close."""
     detail: str = ""
     """In words what it is made of: ``raid0``, ``luks2``, ``2 logical volumes, of them 1 thin``."""
+    at_end: bool = False
+    """An array whose superblock lies at the end of its members (metadata 0.90 and 1.0): on a larger
+    disk it would not be found."""
     elsewhere: tuple[str, ...] = ()
     """Disks it lies on that are not moved."""
     key: str = ""
@@ -592,6 +595,9 @@ class Outcome(Noun):
     """What did not come back when the source became the live side again; a person has to look."""
     standby: bool = False
     """The source follows the target: going back loses nothing."""
+    was_live_s: float = 0.0
+    """Reverted after services had run on the target for so long (wall clock): what they wrote then
+    is on the target alone."""
     fstab_changes: tuple[str, ...] = ()
     """Lines that had to name the filesystem instead of the disk, in words."""
 

@@ -450,6 +450,15 @@ BY_HAND = Layer(
 )
 
 
+ARRAY = Layer(
+    kind="md",
+    name="/dev/md0",
+    members=(Member(path="/dev/vdb", volume_id="50-1"),),
+    above=("/dev/md0",),
+    at_end=True,
+)
+
+
 @pytest.mark.parametrize(
     ("wanted", "guest", "reason"),
     [
@@ -459,6 +468,7 @@ BY_HAND = Layer(
         ({}, {"filesystems": ()}, "no filesystem of the volume is mounted (--raw"),
         ({}, {"layers": (BY_HAND,)}, "encryption data does not open without a person"),
         ({"size_gib": 1}, {}, "the target is smaller (1 of 2 GiB)"),
+        ({"size_gib": 3}, {"layers": (ARRAY,)}, "the superblock of /dev/md0 lies at the end"),
         ({"exclude": ("tmp",)}, {}, "it copies blocks and can leave out no files (--exclude)"),
     ],
 )

@@ -87,6 +87,7 @@ def test_an_array_over_both_volumes_lies_on_them_only():
 
     [array] = facts.layers
     assert (array.kind, array.name, array.detail) == ("md", "/dev/md0", "raid0")
+    assert not array.at_end  # metadata 1.2
     assert {m.path: m.volume_id for m in array.members} == ids(raw)
     assert array.above == ("/dev/md0",)
     assert array.uuid.count(":") == 3  # as mdadm wants it

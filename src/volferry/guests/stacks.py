@@ -275,6 +275,7 @@ class _Stack:
                 uuid=told.get("MD_UUID") or uuid,
                 above=tuple(dict.fromkeys([over["path"], *parts])) if over else (),
                 detail=over["md"]["level"] if over else "",
+                at_end=over is not None and over["md"]["metadata_version"] in ("0.90", "1.0"),
                 problem=(over and _array_problem(over["md"])) or _disks_named(self.mdadm_conf),
                 **self._made_of(slaves or [block["path"] for block in blocks]),
             )

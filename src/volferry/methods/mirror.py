@@ -318,6 +318,12 @@ def _reasons(wanted: Wanted, cloud: CloudFacts, guest: GuestFacts) -> Iterator[s
     largest = max(source.size_gib for source in cloud.sources)
     smaller = wanted.size_gib is not None and wanted.size_gib < largest
     yield f"the target is smaller ({wanted.size_gib} of {largest} GiB)" if smaller else ""
+    larger = wanted.size_gib is not None and any(
+        wanted.size_gib > source.size_gib for source in cloud.sources
+    )
+    for layer in guest.layers:
+        if larger and layer.at_end and layer.volume_ids:
+            yield f"the superblock of {layer.name} lies at the end of its disks, which may not grow"
     yield "it copies blocks and can leave out no files (--exclude)" if wanted.exclude else ""
     if wanted.keep_standby:
         yield from _no_standby(wanted, cloud, Mirror().detaches_first(guest))
