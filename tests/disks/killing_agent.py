@@ -2,7 +2,9 @@
 
 A moment is the name of a phase (right after its record was written) or ``before:PHASE`` (right
 before), ``side:N`` (after the Nth side file was written) or ``back:N`` (the same while going back),
-``shown`` (before the mirror is asked to show the target) or ``hidden`` (after it hid it again);
+``shown`` (before the mirror is asked to show the target) or ``hidden`` (after it hid it again),
+``hiding`` (the source is about to be hidden as a standby), ``unnoted`` (it is one, which is not in
+the record yet) or ``standing`` (it is);
 of the way back of a source that was detached first also ``kept`` (what hides the target is kept,
 nothing is hidden yet), ``staying`` (it is about to be shown again) and ``unkept`` (it was).
 """
@@ -30,7 +32,14 @@ def main(agent_path: str, state_dir: str, moment: str) -> int:
     def noting(self: object, phase: str = "", **facts: object) -> None:
         if kind == "before" and phase == what:
             die()
+        if what == "unnoted" and facts.get("standby"):
+            die()
         note(self, phase, **facts)
+        if (what, True) in (
+            ("hiding", facts.get("source_hidden")),
+            ("standing", facts.get("standby")),
+        ):
+            die()
         if (what, facts.get("shown")) in (("shown", True), ("hidden", False)):
             die()
         if (what, facts.get("kept")) in (("kept", True), ("unkept", False)):

@@ -217,3 +217,97 @@ def test_an_early_boot_before_anything_was_hidden_touches_nothing(world: World) 
     moved.early(installed)
     assert not hidden(world) and world.side.read_text() == "target\n"
     assert Path(world.mounted(world.data[0])) == Path(world.target.loop)
+
+
+# ---- the way there -------------------------------------------------------------------------------
+
+
+class Moving(Moved):
+    """One whose worker was killed as it waited for the source to be detached."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        world.make("ext4")
+        world.source.linked()
+        world.start_writer()
+        self.mirror = Mirrored(world).mutate("EARLY_LOOK_S = 0.5").track()
+        world.clone()
+        self.mirror.begin()
+        self.mirror.until_compared()
+        self.request = self.mirror.cutover_request(detach_first=True)
+        self.kept, self.content = world.data[0] / "kept", secrets.token_hex(5000)
+        self.kept.write_text(self.content)
+        self.installed = armed(world, self.request, "there")
+        killed_at(world, self.installed, "awaiting")
+
+    def restarted(self) -> None:
+        path = self.world.guest.state_dir / "cutover.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "boot_id": "the boot before"}))
+
+
+def test_a_boot_that_finds_the_source_gone_shows_the_target(world: World) -> None:
+    moving = Moving(world)
+    moving.unplug()
+    moving.restarted()
+    moving.early(moving.installed)
+    assert not hidden(world) and world.side.read_text() == "target\n"
+    outcome = taken_up(world, moving.installed)
+    assert (outcome["result"], outcome["live"]) == ("committed", "target"), outcome
+    assert moving.kept.read_text() == moving.content
+    world.wait_for_writer()
+
+
+def test_a_boot_that_finds_the_source_does_not_leave_it_when_it_goes_later(world: World) -> None:
+    """Its service wrote to it since the boot, and the target does not have that."""
+    moving = Moving(world)
+    moving.restarted()
+    moving.early(moving.installed)
+    moving.unplug()
+    outcome = taken_up(world, moving.installed)
+    assert outcome["live"] == "source", outcome
+    assert any("left down" in problem for problem in outcome["problems"])
+    assert hidden(world) and world.side.read_text() == "source\n"
+
+
+def test_without_the_unit_of_the_early_boot_a_source_that_went_is_not_left(world: World) -> None:
+    moving = Moving(world)
+    moving.restarted()
+    moving.unplug()
+    outcome = taken_up(world, moving.installed)
+    assert outcome["live"] == "source", outcome
+    assert hidden(world)
+
+
+# ---- no filesystem of which anything is known ----------------------------------------------------
+
+
+def raw(world: World) -> Mirrored:
+    world.make("ext4")
+    mirror = Mirrored(world).track()
+    world.clone()
+    mirror.begin()
+    mirror.until_compared()
+    shell("umount", world.data[0])
+    return mirror
+
+
+def test_a_raw_device_that_is_still_open_is_not_left(world: World) -> None:
+    mirror = raw(world)
+    with open(world.source.loop, "rb"):
+        outcome, _ = mirror.cut_over(filesystems=[], stop=[], start=[])
+    assert outcome["result"] == "reverted"
+    assert "the device is still open" in outcome["reason"]
+    assert hidden(world)
+
+
+def test_what_a_raw_device_has_in_the_page_cache_alone_goes_along(world: World) -> None:
+    mirror = raw(world)
+    content = secrets.token_bytes(8192)
+    with open(world.source.loop, "r+b") as device:
+        device.seek(20 * MIB)
+        device.write(content)
+    outcome, _ = mirror.cut_over(filesystems=[], stop=[], start=[])
+    assert (outcome["result"], outcome["reason"]) == ("committed", ""), outcome
+    with open(world.target.image, "rb") as file:
+        file.seek(20 * MIB)
+        assert file.read(8192) == content

@@ -130,6 +130,44 @@ def test_a_restart_of_the_guest_in_the_middle(world: World) -> None:
     assert outcome["clock"] == "wall"
 
 
+def test_a_restart_while_settling_starts_the_services_again(world: World) -> None:
+    """A boot starts them later than us; to find them down is no reason to go back."""
+    installed = arm(ready(world))
+    killed_at(world, installed, "settling")
+    path = world.guest.state_dir / "cutover.json"
+    record = json.loads(path.read_text())
+    record["boot_id"] = "the boot before"
+    path.write_text(json.dumps(record))
+    world.stop_writer()
+    outcome = taken_up(world, installed)
+    assert_ended(world, outcome, "target")
+    assert outcome["downtime_s"] < record["up_again"]["wall"] - record["stopped"]["wall"] + 1
+
+
+def test_no_service_is_started_over_an_empty_mount_point(
+    world: World, stand_in: Callable[[str, str], None]
+) -> None:
+    ready(world)
+    stand_in("mount", f'case "$*" in *"{world.data[0]}"*) exit 32;; esac\nexec {{real}} "$@"\n')
+    world.guest.start("cutover", world.cutover_request(None))
+    outcome = world.guest.wait()["result"]["outcome"]
+    assert (outcome["result"], outcome["live"]) == ("reverted", "source"), outcome
+    assert "services are left down, because their data is not mounted" in outcome["problems"]
+    assert world.live_side() == "nothing" and not world.writer_is_up()
+    assert list(world.data[0].iterdir()) == []
+
+
+def test_a_service_that_ran_on_the_target_is_told_when_it_is_taken_back(world: World) -> None:
+    ready(world)
+    start = [
+        world.start_command,
+        f"[ $(findmnt -no SOURCE {world.data[0]}) = {world.source.loop} ]",
+    ]
+    world.guest.start("cutover", world.cutover_request(None, start=start))
+    outcome = world.guest.wait()["result"]["outcome"]
+    assert outcome["live"] == "source" and outcome["was_live_s"] > 0, outcome
+
+
 def test_sigterm_before_the_commit_takes_it_back(
     world: World, stand_in: Callable[[str, str], None]
 ) -> None:

@@ -386,7 +386,7 @@ async def test_a_source_that_came_too_late_is_taken_out_again(cloud):
     await cloud.attach(server, source)
 
     with pytest.raises(Stop, match="could not go back to the source: it was not attached"):
-        await Cutover().undo(ctx, {})
+        await Cutover().undo(ctx, {"outcome": {}})
 
     assert (await cloud.volume(source)).status == "available"
 

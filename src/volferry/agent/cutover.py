@@ -29,13 +29,14 @@ from volferry.agent.disks import (
     Device,
     Disk,
     devices_above,
+    flush_device,
     look_for,
     resolve,
     resolve_device,
     set_disk_read_only,
     wait_until_free,
 )
-from volferry.agent.holders import find_holders, name_holders, read_link
+from volferry.agent.holders import find_holders, find_openers, name_holders, read_link
 from volferry.agent.install import content_if_plain, current_content, publish, put_file
 from volferry.agent.jobs import Job, Supervisor, where
 from volferry.agent.mounts import device_number, mount_table, mounts_of, unmount, visible_mount
@@ -50,6 +51,8 @@ from volferry.agent.services import (
 )
 from volferry.agent.stack import assemble_stack, release_stack, stack_problem
 
+EARLY_LOOK_S = 5.0
+"""How long a boot looks for a source before it is believed to be gone: buses may be slow."""
 EARLY_S = 60.0
 """How long a boot waits for sources that were on their way into a guest that restarted."""
 GO_BACK_S = 300.0
@@ -116,7 +119,7 @@ class Cutover:
         self.record: Json = stored if self.found_record else self.new_record()
         if self.back_only and not self.found_record:
             # What the cutover has shown has to be hidden again.
-            known = ("shown", "withheld", "standby", "kept")
+            known = ("shown", "withheld", "standby", "source_hidden", "live", "kept")
             self.record.update({key: stored.get(key) for key in known})
 
     def new_record(self) -> Json:
@@ -142,6 +145,10 @@ class Cutover:
             "kept": False,
             "staying": "",
             "standby": False,
+            "source_hidden": False,
+            "live": None,
+            "was_live_s": 0.0,
+            "gone_at_boot": "",
             "outcome": None,
         }
 
@@ -201,9 +208,8 @@ class Cutover:
         if self.record["outcome"] is not None and self.record["phase"] == "done":
             return self.finish()
         if self.record["runs"] > 20:
-            return self.conclude(
-                "reverted", "the agent died 20 times in this cutover; look at the log"
-            )
+            live = "committed" if self.is_committed() else "reverted"
+            return self.conclude(live, "the agent died 20 times in this cutover; look at the log")
         self.note()
         try:
             if self.back_only:
@@ -250,12 +256,13 @@ class Cutover:
             return self.take_back(reason)
         self.notes.append(reason)
         self.deadline = time.monotonic() + self.deadline_s
-        if phase == "settling":
+        if phase == "settling" and not restarted:
             return self.settle()
         try:
             self.wait_for_namespaces()
             if not restarted:
                 self.publish(10.0)
+            self.end_stand_by(restarted)
             self.mount_and_start(lenient=restarted)
         except Exception as error:  # noqa: BLE001 - as in go_forward
             return self.take_back("{}; {}".format(reason, self.words(error)))
@@ -459,8 +466,31 @@ class Cutover:
         self.note("unmounting")
         with self.part("unmount"):
             self.let_go(side, self.left)
+            if not self.mounts:
+                self.nobody_has_open(side)
             for disk in self.disks(side):
                 set_disk_read_only(disk, True)
+
+    def nobody_has_open(self, side: str) -> None:
+        """Of a device that is used as such (--raw). An exclusive open, which proves that nothing is
+        mounted or stacked, is granted beside a process that has it open. And what was written
+        without O_DIRECT lies in the page cache as long as anybody has the disk open, as the mirror
+        has: it is written out here, so that it is told of."""
+        nodes = {}
+        for disk in self.disks(side):
+            nodes[disk.dev] = disk.path
+            nodes.update((partition.dev, partition.path) for partition in disk.partitions)
+        ends = time.monotonic() + self.left(5.0)
+        while True:
+            found = find_openers(self.place, nodes, self.left(10.0))
+            found = [one for one in found if one["pid"] not in self.mover.pids()]
+            if not found:
+                break
+            if time.monotonic() >= ends:  # udev probes what was closed by a writer
+                raise AgentError("busy", "the device is still open: " + name_holders(found))
+            time.sleep(0.1)
+        for path in nodes.values():
+            flush_device(path)
 
     def let_go(self, side: str, time_for: Callable[[float], float]) -> None:
         numbers = self.numbers(side)
@@ -531,7 +561,13 @@ class Cutover:
                 time.sleep(0.1)
 
     def may_go_on_without_source(self) -> bool:
-        """The target is complete and the source is out of the server: there is only one way."""
+        """The target is complete and the source is out of the server: there is only one way.
+
+        After a restart it had to be gone before anything was mounted: one that went later was in
+        use until then, and the target lacks what was written to it."""
+        if self.record["boot_id"] != self.place.boot_id:
+            if self.record["gone_at_boot"] != self.place.boot_id:
+                return False
         phases = ("awaiting", "committing")
         return self.detach_first and self.record["phase"] in phases and self.source_is_gone()
 
@@ -542,10 +578,22 @@ class Cutover:
         if not self.found_record or self.record["phase"] == "done":
             return
         if not self.record["going_back"]:
-            if self.may_go_on_without_source():
-                self.commit()
+            self.early_on_the_way()
         elif self.record["kept"] and not self.record["staying"]:
             self.early_on_the_way_back()
+
+    def early_on_the_way(self) -> None:
+        if not self.detach_first or self.record["phase"] not in ("awaiting", "committing"):
+            return
+        ends = time.monotonic() + EARLY_LOOK_S
+        while self.source_is_gone() and time.monotonic() < ends:
+            time.sleep(0.2)
+        if self.source_is_gone():
+            self.note(gone_at_boot=self.place.boot_id)
+            self.commit()
+        elif self.record["phase"] == "awaiting":
+            # This boot goes on with the source. It may be taken out yet, but not be left behind.
+            self.note(going_back="the guest restarted before the source was detached")
 
     def early_on_the_way_back(self) -> None:
         """The sources may be on their way; without them the boot goes on with the target. With some
@@ -580,7 +628,25 @@ class Cutover:
             self.note("committed")
             self.publish(self.left(10.0), self.left(RELOAD_S))
             if self.request.get("keep_standby"):
-                self.mover.stand_by()
+                self.stand_by()
+
+    def stand_by(self) -> None:
+        """The source is hidden from somewhere in here on; until it follows the target, what was
+        kept of it brings it back."""
+        self.note(source_hidden=True)
+        self.mover.stand_by()
+        self.note(standby=True)
+
+    def end_stand_by(self, restarted: bool) -> None:
+        """A swap of the roles that was cut is ended, if nobody has written to the target yet."""
+        if not self.request.get("keep_standby") or self.record["standby"]:
+            return
+        if self.mover.is_standby():
+            self.note(standby=True)
+        elif not restarted and self.record["phase"] in ("committing", "committed"):
+            self.stand_by()
+        else:
+            self.notes.append("the source is no standby: its mirror ended before it was one")
 
     def put_side(self, file: Json, side: str) -> None:
         put_file(self.job.state_dir, file["path"], file[side], file.get("mode"))
@@ -606,7 +672,8 @@ class Cutover:
         self.note("starting")
         with self.part("start"):
             self.start_services(self.left, lenient)
-        self.note("settling", up_again={"monotonic": time.monotonic(), "wall": time.time()})
+        now = {"monotonic": time.monotonic(), "wall": time.time()}
+        self.note("settling", up_again=self.record["up_again"] or now)
 
     def mount_side(self, side: str, time_for: Callable[[float], float]) -> None:
         if self.layers:
@@ -702,14 +769,21 @@ class Cutover:
         the user's command may find its service up already, so its failure is only told then."""
         for name in self.record["triggers"] + self.record["units"][::-1]:
             start_unit(name, time_for(self.unit_time(name, "start_timeout_s")))
+            self.note_live()
         for command in self.request.get("start", []):
             self.note(start_commands=True)
             try:
                 self.command(command, time_for(self.deadline_s))
+                self.note_live()
             except AgentError as error:
                 if not lenient:
                     raise
                 self.notes.append(error.what)
+
+    def note_live(self) -> None:
+        """From here on somebody writes to the target alone."""
+        if self.record["live"] is None:
+            self.note(live=time.time())
 
     # -- 11. settle
 
@@ -776,9 +850,9 @@ class Cutover:
             self.tried(problems, self.stop_again)
             if not self.tried(problems, lambda: self.let_go("target", lambda most: GO_BACK_S)):
                 return self.stay_forward(reason, problems)
-            if self.record.get("standby") and not self.tried(problems, self.bring_back):
-                self.tried(problems, lambda: self.mount_side("target", lambda most: GO_BACK_S))
+            if self.record["source_hidden"] and not self.tried(problems, self.bring_back):
                 return self.stay_forward(reason, problems)
+            self.note_was_live()
             for file in reversed(self.side_files):
                 self.tried(problems, functools.partial(self.put_side, file, "source"))
             self.tried(problems, self.mover.hide)
@@ -790,18 +864,30 @@ class Cutover:
     def end_on_source(self, reason: str, problems: List[str]) -> int:
         for disk in self.disks_found(problems, "source"):
             self.tried(problems, functools.partial(set_disk_read_only, disk, False))
-        self.tried(problems, lambda: self.mount_side("source", lambda most: GO_BACK_S))
-        restarted = self.record["boot_id"] != self.place.boot_id
-        self.start_what_was_up(problems, restarted)
+        self.mount_and_start_what_was_up(problems, "source")
         if problems:
             reason += "; while going back: " + "; ".join(problems)
         up_again = {"monotonic": time.monotonic(), "wall": time.time()}
         self.note(up_again=up_again, problems=problems)
         return self.conclude("reverted", reason)
 
+    def note_was_live(self) -> None:
+        """For how long services could write to the target alone; nothing of that goes back."""
+        since = self.record["live"]
+        if since is None or self.record["was_live_s"]:
+            return
+        self.note(was_live_s=round(max(0.1, time.time() - since), 1))
+
     def bring_back(self) -> None:
-        """What was written since the commit goes back too: the source has followed the target."""
+        """The source can be recognised again before the target is hidden, or is not hidden at all.
+        What was written since the commit goes back too, if the source has followed the target."""
         self.deadline = time.monotonic() + self.deadline_s
+        if not self.record["standby"] and self.mover.is_standby():
+            self.note(standby=True)
+        if not self.record["standby"]:
+            self.mover.show_source()
+            self.note(source_hidden=False)
+            return
         for disk in self.disks("target"):
             set_disk_read_only(disk, True)
         try:
@@ -809,6 +895,7 @@ class Cutover:
         finally:
             for disk in self.disks("target"):
                 set_disk_read_only(disk, False)
+        self.note(source_hidden=False, live=None)
 
     def tried(self, problems: List[str], work: Callable[[], None]) -> bool:
         try:
@@ -829,7 +916,9 @@ class Cutover:
         for number in range(len(self.filesystems)):
             for side in SIDES:
                 device = self.device(number, side)
-                if not mounts_of(self.place, device.dev) and not wait_until_free(device.path, 20.0):
+                if self.mover.has(device.path) or mounts_of(self.place, device.dev):
+                    continue
+                if not wait_until_free(device.path, 20.0):
                     raise AgentError("busy", "{} is held by somebody".format(device.path))
 
     def is_partly_committed(self) -> bool:
@@ -852,7 +941,28 @@ class Cutover:
         for name in self.record["units"]:
             stop_unit(name, GO_BACK_S)
 
-    def start_what_was_up(self, problems: List[str], restarted: bool) -> None:
+    def mount_and_start_what_was_up(self, problems: List[str], side: str) -> None:
+        """No service is started over an empty mount point: a database would begin anew there."""
+        whole = self.tried(problems, lambda: self.mount_side(side, lambda most: GO_BACK_S))
+        if whole or (self.mounts and self.is_mounted(side)):
+            self.start_what_was_up(problems)
+        else:
+            problems.append("services are left down, because their data is not mounted")
+
+    def is_mounted(self, side: str) -> bool:
+        """Whether all is mounted from that side, with whatever options."""
+        try:
+            for plan in self.mounts:
+                entry = visible_mount(self.place, plan.target)
+                device = self.device(plan.filesystem, side)
+                if entry is None or device_number(entry) != device.dev or entry.root != plan.root:
+                    return False
+        except AgentError as error:
+            Log.say("the {}: {}".format(side, error.what))
+            return False
+        return True
+
+    def start_what_was_up(self, problems: List[str]) -> None:
         for name in self.record["triggers"] + self.record["units"][::-1]:
             self.tried(problems, functools.partial(start_unit, name, GO_BACK_S))
         if self.record["stop_commands"]:
@@ -872,7 +982,7 @@ class Cutover:
     def stay_forward(self, reason: str, problems: List[str]) -> int:
         """The target stays the live side. Where it cannot be unmounted: switching the files beneath
         it would bring up the other side at the next restart."""
-        self.start_what_was_up(problems, False)
+        self.mount_and_start_what_was_up(problems, "target")
         self.note(up_again={"monotonic": time.monotonic(), "wall": time.time()})
         words = "{}; going back was not possible: {}".format(reason, "; ".join(problems))
         return self.conclude("committed", words)
@@ -988,6 +1098,7 @@ class Cutover:
             "settled": settled,
             "problems": self.record.get("problems", []),
             "standby": bool(self.record.get("standby")),
+            "was_live_s": self.record["was_live_s"] if result == "reverted" else 0.0,
         }
 
     def conclude(self, result: str, reason: str, settled: bool = False) -> int:

@@ -247,6 +247,16 @@ def links_to(path: str) -> List[str]:
     return sorted(links)
 
 
+def flush_device(path: str) -> None:
+    """Write out what the page cache holds of a device: neither closing it nor setting it read-only
+    does while somebody else has it open."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
 def set_read_only(path: str, value: bool) -> None:
     """``blockdev --setro``/``--setrw``; nothing can write to the disk while it is set."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)

@@ -674,6 +674,8 @@ class Mirror:
 
     def get_ready(self, message: Json) -> Json:
         """Services are stopped next: from here on we are what they wait for."""
+        if bool(message.get("swapped")) != bool(self.kept and self.kept.get("swapped")):
+            raise AgentError("refused", "the mirror's roles are not those of this order")
         self.take_loss()
         if not self.began_pairs or any(side.pair is None for side in self.sides):
             raise AgentError("refused", "the mirror has no targets yet", "nothing was stopped")
@@ -795,6 +797,8 @@ class Mirror:
         """Hide the targets again. Writes to either side were noted all the time."""
         if self.kept is None:
             raise AgentError("refused", "the mirror does not know its targets any more")
+        if self.kept.get("swapped"):
+            raise AgentError("refused", "the roles are swapped: it would hide the source")
         try:
             for side in self.sides:
                 side.close()
@@ -814,6 +818,8 @@ class Mirror:
     def stand_by(self, message: Json) -> Json:
         """Swap the roles: both are the same now, the target is about to be written to and the
         source is hidden. Has to be done before the target is mounted."""
+        if self.kept is not None and self.kept.get("swapped"):
+            return {}  # said twice
         if self.kept is None or any(side.pair is not None for side in self.sides):
             raise AgentError("refused", "the target was not shown yet")
         try:

@@ -9,11 +9,17 @@ itself knows no method.
 import contextlib
 import os
 import time
-from typing import Any, Dict, List
+from typing import Any, Dict, List, Set
 
-from volferry.agent.basics import AgentError, Json, Log, clock_offset, read_bytes
+from volferry.agent.basics import AgentError, Json, Log, clock_offset, read_bytes, read_json
 from volferry.agent.blocks import DiskFile, Range, beyond_source, put_zeros
-from volferry.agent.disks import blkid, resolve_device, wait_until_free
+from volferry.agent.disks import (
+    blkid,
+    resolve,
+    resolve_device,
+    set_disk_read_only,
+    wait_until_free,
+)
 from volferry.agent.inside import Inside
 from volferry.agent.jobs import lane_dir, unlink_durably
 from volferry.agent.listen import ask_listener
@@ -100,8 +106,18 @@ class FilesMover:
     def stand_by(self) -> None:
         raise AgentError("refused", "only the mirror keeps a standby")
 
+    def is_standby(self) -> bool:
+        return False
+
+    def show_source(self) -> None:
+        """It was never hidden."""
+
     def copy_back(self) -> None:
         """Writes since the commit stay on the target."""
+
+    def pids(self) -> Set[int]:
+        """Processes of ours that have the disks open."""
+        return set()
 
     def has(self, path: str) -> bool:
         """The last pass ends with the worker: nothing of it is left that holds a disk."""
@@ -132,7 +148,7 @@ class BlocksMover:
     def check(self) -> None:
         # What is at hand there is put down at once, but a comparison in doubt takes its time.
         try:
-            self.ask("ready", 30.0)
+            self.ask("ready", 30.0, swapped=bool(self.cutover.record["standby"]))
         except AgentError as error:
             if error.kind == "failed":  # it did not answer, and may get ready all the same
                 self.go_on()
@@ -141,9 +157,8 @@ class BlocksMover:
     def copy(self) -> Json:
         cutover = self.cutover
         left = cutover.left(cutover.deadline_s)
-        result = self.ask(
-            "final", left + 1.0, deadline_s=left, save=bool(self.request.get("detach_first"))
-        )
+        save = bool(self.request.get("detach_first") or self.request.get("keep_standby"))
+        result = self.ask("final", left + 1.0, deadline_s=left, save=save)
         cutover.add_part("copy", result["copy_s"])
         cutover.add_part("compare", result["compare_s"])
         cutover.note(withheld=result.pop("withheld"))
@@ -164,20 +179,30 @@ class BlocksMover:
 
     def show_from_files(self, kept: List[Json]) -> None:
         """The mirror holds a source that is gone; it has told us all that is needed."""
+        self.end_mirror()
+        for one in kept:
+            show_from_file(self.place, one, ranges_of(one), self.kept_in(one))
+
+    def end_mirror(self) -> None:
+        """Nobody may hide what is about to be shown."""
         try:
             self.ask("stop", 30.0)
         except AgentError as error:
             Log.say("the mirror: {}".format(error.what))
-        # Nobody may hide a target that is the live side.
         unlink_durably(os.path.join(self.folder, ORDERS))
-        for one in kept:
-            content = read_bytes(one["path"])
-            if content is None:
-                raise AgentError("failed", "{} is not there".format(one["path"]))
-            show_from_file(self.place, one, ranges_of(one), content)
+
+    def kept_in(self, one: Json) -> bytes:
+        content = read_bytes(one["path"])
+        if content is None:
+            raise AgentError("failed", "{} is not there".format(one["path"]))
+        return content
 
     def hide(self) -> None:
         """Its process may be gone: then it is done here, and the mirror begins anew later."""
+        if self.cutover.record["source_hidden"]:
+            raise AgentError(
+                "doubt", "the source may be hidden: the target is not, to lose nothing"
+            )
         if not self.cutover.record.get("shown"):
             self.go_on()
             return
@@ -236,14 +261,26 @@ class BlocksMover:
             Log.say("the mirror: {}".format(error.what))
 
     def stand_by(self) -> None:
-        """From here on the source follows the target."""
+        """From here on the source follows the target. Repeatable."""
         self.ask("standby", self.cutover.left(60.0))
-        self.cutover.note(standby=True)
+
+    def is_standby(self) -> bool:
+        """By the orders on the disk, which whoever mirrors follows: an answer may be lost."""
+        orders: Json = read_json(os.path.join(self.folder, ORDERS)) or {}
+        return bool(orders.get("swapped"))
+
+    def show_source(self) -> None:
+        """From what was kept of it before it was hidden. It was not written to since."""
+        self.end_mirror()
+        for number, one in enumerate(self.cutover.record["withheld"] or []):
+            source = self.cutover.pairs[number]["source"]
+            set_disk_read_only(resolve(self.place, source), False)
+            show_from_file(self.place, dict(one, target=source), ranges_of(one), self.kept_in(one))
 
     def copy_back(self) -> None:
         """The way back of a standby: the source gets the last writes, and can be recognised."""
         cutover = self.cutover
-        self.ask("ready", 30.0)
+        self.ask("ready", 30.0, swapped=True)
         left = cutover.left(cutover.deadline_s)
         result = self.ask("final", left + 1.0, deadline_s=left, save=False)
         cutover.add_part("copy", result["copy_s"])
@@ -252,6 +289,11 @@ class BlocksMover:
         cutover.note(final_pass=result)
         self.ask("unmask", cutover.left(60.0))
         cutover.note(standby=False)
+
+    def pids(self) -> Set[int]:
+        """Processes of ours that have the disks open."""
+        worker: Json = read_json(os.path.join(self.folder, "worker.json")) or {}
+        return {worker["pid"]} if worker else set()
 
     def has(self, path: str) -> bool:
         """Whether nobody but the mirror can have it open: it was not shown yet."""

@@ -4,7 +4,7 @@ import contextlib
 import time
 from typing import ClassVar
 
-from volferry.errors import NotFound, Stop
+from volferry.errors import Doubt, NotFound, Stop
 from volferry.model import Disk, Json, Pair, Receipt, Volume
 from volferry.steps.progress import follow
 from volferry.steps.step import Context, Phase, Step, Undo
@@ -69,6 +69,15 @@ class Attach(Step):
         }
 
     async def undo(self, ctx: Context, receipt: Receipt) -> None:
+        # Whatever the journal says: a service may have its data there.
+        mounted = any(fs.mounts for fs in ctx.plan.guest.filesystems)
+        if mounted and not await ctx.guest.not_on_targets(ctx):
+            raise Doubt(
+                "the target is mounted where the service has its data",
+                data="nothing was taken away: the target may be the live side",
+                hint="look at 'findmnt' in the guest; with the source mounted there instead: "
+                f"volferry rollback {ctx.transfer_id}",
+            )
         for disk in receipt["disks"]:
             # Somebody else may have deleted it: then it is in no server.
             with contextlib.suppress(NotFound):

@@ -37,7 +37,10 @@ class Cutover(Step):
         # for "there was none" would delete the target below a service that still runs on it.
         if await ctx.guest.last_job() == "cutback":
             return {"outcome": {}}
-        return await self.find(ctx)
+        outcome: Outcome | None = await ctx.method.outcome(ctx)
+        if outcome and (outcome.result == "committed" or outcome.was_live_s):
+            return self._receipt(ctx, outcome)
+        return None
 
     async def do(self, ctx: Context) -> Receipt:
         prediction = await self._gate(ctx)
@@ -48,8 +51,7 @@ class Cutover(Step):
             raise Stop(
                 f"the guest took the cutover back: {outcome.reason}",
                 data=_left_with(outcome),
-                hint=f"volferry resume {ctx.transfer_id}     syncs again and tries once more\n"
-                f"volferry rollback {ctx.transfer_id}   removes what was made",
+                hint=_ways_on(ctx.transfer_id, outcome),
             )
         return {
             **self._receipt(ctx, outcome),
@@ -103,6 +105,8 @@ class Cutover(Step):
         )
 
     async def undo(self, ctx: Context, receipt: Receipt) -> None:
+        if receipt["outcome"].get("result") == "reverted":
+            return  # the guest has gone back by itself
         outcome: Outcome = await ctx.method.cutback(ctx)
         await ctx.tell("outcome", **outcome.model_dump(mode="json"))
         if outcome.live != "source":
@@ -130,14 +134,33 @@ class Cutover(Step):
                 await unplug(ctx, source.id)
 
 
+def _ways_on(transfer_id: str, outcome: Outcome) -> str:
+    if not outcome.was_live_s:
+        return (
+            f"volferry resume {transfer_id}     syncs again and tries once more\n"
+            f"volferry rollback {transfer_id}   removes what was made"
+        )
+    return (
+        "copy from the target what you need of it; then\n"
+        f"volferry resume {transfer_id}     overwrites it, syncs again and tries once more\n"
+        f"volferry rollback {transfer_id} --accept-loss   deletes it with what was made"
+    )
+
+
 def _left_with(outcome: Outcome) -> str:
     """What a cutover that was taken back means for the data and the service."""
+    lost = "nothing was lost"
+    if outcome.was_live_s:
+        lost = (
+            f"services had run on the target for {outcome.was_live_s:.1f} s: what they wrote then "
+            "is on the target alone"
+        )
     if outcome.problems:
         return (
-            "the source is the live side and complete; nothing was lost\n"
+            f"the source is the live side, complete up to the cutover; {lost}\n"
             f"but the service is not up: {'; '.join(outcome.problems)}"
         )
     return (
-        "the service runs on the source, which is complete; it was down for "
-        f"{outcome.downtime_s:.1f} s; nothing was lost"
+        "the service runs on the source, complete up to the cutover; it was down for "
+        f"{outcome.downtime_s:.1f} s; {lost}"
     )
