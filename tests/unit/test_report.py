@@ -136,6 +136,22 @@ def test_a_reverted_cutover_had_a_downtime_too() -> None:
     ]
     report = story.tell(world.transfer(State.STOPPED, "cutover"), events, {}, world.PASSES)
     assert "6.5 s down, back on the source: unit failed" in text(report)
+    assert "on the target alone" not in text(report)
+
+
+def test_what_was_written_to_a_target_that_was_left_is_told() -> None:
+    gone = {"result": "reverted", "live": "source", "reason": "died", "was_live_s": 12.0}
+    events = [Event(at=1.0, transfer=world.ID, step="cutover", kind="outcome", facts=gone)]
+    report = story.tell(world.transfer(State.STOPPED, "cutover"), events, {}, world.PASSES)
+    assert "services had run on the target for 12 s" in text(report)
+
+
+def test_the_downtime_is_held_against_what_was_asked() -> None:
+    report = told()
+    assert report.cutover is not None
+    taken = report.cutover.downtime_s
+    assert "within --max-downtime" in text(report.model_copy(update={"max_downtime_s": taken + 1}))
+    assert "over --max-downtime" in text(report.model_copy(update={"max_downtime_s": taken - 0.1}))
 
 
 def test_every_step_has_its_phase_here_too() -> None:

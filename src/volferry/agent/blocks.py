@@ -168,9 +168,9 @@ class Throttle:
         """Part of the time that work may take now, above 0."""
         self.owed_s = 0.0
         self.spent_s = 0.0
+        """What the transfers took, without the pauses."""
         self.alone = True
         """Nobody else needs the disk, and the rate has no limit."""
-        """What the transfers took, without the pauses."""
 
     def pay(self, size: int, took_s: float) -> None:
         """Sleep for what ``size`` bytes in ``took_s`` seconds were too fast."""

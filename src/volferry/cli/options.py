@@ -157,7 +157,7 @@ def wanted_options(function: F) -> F:
                 help="At most so many bytes per second; 50M is 50 MiB/s."),
         grouped(copy, "--pace", metavar="PART", type=click.FloatRange(0.01, 1.0),
                 help="Part of the disks' time that copying takes beside a service that writes all"
-                " the time: 0.05 to 1. Default: 0.05."),
+                " the time: 0.01 to 1. Default: 0.05."),
         grouped(copy, "--verify", type=click.Choice(["full", "written", "none"]),
                 help="What the mirror compares before the cutover. Default: full."),
         grouped(copy, "--on-divergence", type=click.Choice(["hold", "throttle-sync", "cutover"]),

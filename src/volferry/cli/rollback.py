@@ -61,7 +61,8 @@ def command(
 
     Before the cutover nothing is lost: the service runs on the source all the time, and only what
     carries the mark of this transfer is removed. After the cutover the service goes back to the
-    source and what was written since would be lost: exit code 3 unless --accept-loss is given.
+    source and what was written since would be lost: exit code 3 unless --accept-loss is given, or
+    the old volume was kept current (--keep-standby).
     """
     from volferry import operations  # noqa: PLC0415 - loads the clouds' libraries
 

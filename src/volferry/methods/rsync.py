@@ -1,9 +1,8 @@
 """Files, by rsync: passes while the service runs, a last one while it is stopped.
 
-Works for any filesystem that can be mounted beside its copy, and is the only way to another kind of
-filesystem or to a smaller volume. Its price is the walk: the final pass looks at every file, and a
-file that changed is read whole, so the downtime grows with the tree (see the mirror for one that
-does not).
+Works for any filesystem that can be mounted beside its copy, and is the only way to a smaller
+volume. Its price is the walk: the final pass looks at every file, and a file that changed is read
+whole, so the downtime grows with the tree (see the mirror for one that does not).
 
 What is compared, and when: the first pass reads every file from both sides. Each later one compares
 what changed since the one before, by ctime, which no program can set back; the final pass compares

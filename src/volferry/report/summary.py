@@ -89,7 +89,9 @@ def _downtime(report: Report) -> list[Line]:
         clock = (
             "guest's monotonic clock" if done.clock == "monotonic" else "wall clock: it restarted"
         )
-        lines.append(_key("downtime", f"{duration(done.downtime_s)} ({clock})"))
+        held = "within" if done.downtime_s <= report.max_downtime_s else "over"
+        budget = f"{held} --max-downtime {duration(report.max_downtime_s)}"
+        lines.append(_key("downtime", f"{duration(done.downtime_s)} ({clock}), {budget}"))
         if done.parts:
             lines.append(_key("", parts(done.parts)))
         if not done.settled:
@@ -104,6 +106,12 @@ def _downtime(report: Report) -> list[Line]:
         lines.append(
             _key("reverted", f"{duration(gone.downtime_s)} down, back on the source: {why}")
         )
+        if gone.was_live_s:
+            lines += _prose(
+                "",
+                f"services had run on the target for {duration(gone.was_live_s)}: what they wrote "
+                "then is on the target alone",
+            )
     return lines
 
 
