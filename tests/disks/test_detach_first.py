@@ -240,9 +240,10 @@ class Moving(Moved):
         self.installed = armed(world, self.request, "there")
         killed_at(world, self.installed, "awaiting")
 
-    def restarted(self) -> None:
+    def restarted(self, **more: str) -> None:
         path = self.world.guest.state_dir / "cutover.json"
-        path.write_text(json.dumps({**json.loads(path.read_text()), "boot_id": "the boot before"}))
+        record = {**json.loads(path.read_text()), "boot_id": "the boot before", **more}
+        path.write_text(json.dumps(record))
 
 
 def test_a_boot_that_finds_the_source_gone_shows_the_target(world: World) -> None:
@@ -255,6 +256,25 @@ def test_a_boot_that_finds_the_source_gone_shows_the_target(world: World) -> Non
     assert (outcome["result"], outcome["live"]) == ("committed", "target"), outcome
     assert moving.kept.read_text() == moving.content
     world.wait_for_writer()
+
+
+def test_a_target_that_was_shown_and_is_in_use_already_is_committed(world: World) -> None:
+    """A hard reset after the last write and before the rule: the initramfs had it all."""
+    moving = Moving(world)
+    moving.unplug()
+    moving.restarted()
+    moving.early(moving.installed)
+    moving.restarted(phase="committing")
+    world.side.write_text("source\n")
+    used = world.guest.root / "used"
+    used.mkdir()
+    shell("mount", world.target.loop, used)
+    outcome = taken_up(world, moving.installed)
+    assert (outcome["result"], outcome["live"]) == ("committed", "target"), outcome
+    assert world.side.read_text() == "target\n"
+    world.wait_for_writer()
+    assert moving.kept.read_text() == moving.content
+    shell("umount", used)
 
 
 def test_a_boot_that_finds_the_source_does_not_leave_it_when_it_goes_later(world: World) -> None:

@@ -490,17 +490,19 @@ def put_zeros(target: DiskFile, ranges: List[Range]) -> None:
 
 
 def put_withheld(target: DiskFile, ranges: List[Range], content: bytes) -> None:
-    """Write what was withheld and read it back. The head is last in ``ranges``: before it is there
+    """Write what was withheld and read it back, the start of the disk last: before it is there
     nothing is recognised. Repeatable."""
+    parts: List[Tuple[int, int, int]] = []
+    at = 0
+    for offset, length in pieces(ranges):
+        parts.append((offset, length, at))
+        at += length
     with aligned_memory() as view:
-        at = 0
-        for offset, length in pieces(ranges):
+        for offset, length, at in sorted(parts, reverse=True):
             view[:length] = content[at : at + length]
             target.write(offset, view[:length])
-            at += length
         target.flush()
-        at = 0
-        for offset, length in pieces(ranges):
+        for offset, length, at in parts:
             target.read(offset, view[:length])
             if bytes(view[:length]) != content[at : at + length]:
                 raise AgentError(
@@ -509,7 +511,6 @@ def put_withheld(target: DiskFile, ranges: List[Range], content: bytes) -> None:
                     "written".format(length, offset, target.path),
                     "the source is complete and untouched",
                 )
-            at += length
     target.reread_partitions()
 
 

@@ -250,8 +250,6 @@ class Cutover:
         if phase == "armed":
             self.tried([], self.mover.hide)
             return self.conclude("reverted", reason + ", before anything was stopped")
-        if not self.is_committed() and self.may_go_on_without_source():
-            self.commit()
         if not self.is_committed():
             return self.take_back(reason)
         self.notes.append(reason)
@@ -974,7 +972,7 @@ class Cutover:
         self.deadline = time.monotonic() + self.deadline_s
         try:
             self.commit()
-            self.mount_and_start()
+            self.mount_and_start(lenient=self.record["boot_id"] != self.place.boot_id)
         except Exception as error:  # noqa: BLE001 - as in go_forward
             return self.stay_forward(reason, [self.words(error), "the source was detached"])
         return self.settle()
