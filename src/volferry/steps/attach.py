@@ -69,9 +69,9 @@ class Attach(Step):
         }
 
     async def undo(self, ctx: Context, receipt: Receipt) -> None:
-        # Whatever the journal says: a service may have its data there.
+        # Whatever the journal says of the cutover: a service may have its data there.
         mounted = any(fs.mounts for fs in ctx.plan.guest.filesystems)
-        if mounted and not await ctx.guest.not_on_targets(ctx):
+        if mounted and self.name in ctx.known and not await ctx.guest.not_on_targets(ctx):
             raise Doubt(
                 "the target is mounted where the service has its data",
                 data="nothing was taken away: the target may be the live side",
