@@ -69,7 +69,7 @@ def measure() -> Json:
 def _scenario(files: int, file_mib: int, methods: tuple[str, ...]) -> Json:
     found: Json = {}
     with rig() as (guest, disks):
-        size_mib = file_mib + files // 500 + 700
+        size_mib = file_mib + files // 170 + 700  # a block and an inode each, and some room
         say(f"{files} files beside one of {file_mib} MiB")
         source = disks.blank("source", size_mib)
         shell("mkfs.xfs", "-q", source.loop)
