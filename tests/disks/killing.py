@@ -29,6 +29,14 @@ def killed_at(world: World, installed: str, moment: str) -> None:
     assert done.returncode == -signal.SIGKILL, f"it was not killed at {moment}"
 
 
+def restarted(world: World, **more: str) -> Json:
+    """The record now tells of another boot than this one. -> it"""
+    path = world.guest.state_dir / "cutover.json"
+    record: Json = {**json.loads(path.read_text()), "boot_id": "the boot before", **more}
+    path.write_text(json.dumps(record))
+    return record
+
+
 def taken_up(world: World, installed: str) -> Json:
     argv = [sys.executable, "-I", installed, "work", str(world.guest.state_dir)]
     assert subprocess.run(argv, timeout=120, check=False).returncode == 0

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from agent_rig import MIB, Json, shell
 from disks_world import World
-from killing import armed, killed_at, taken_up
+from killing import armed, killed_at, restarted, taken_up
 from mirror_world import Mirrored, hidden, why_no_mirror
 
 pytestmark = pytest.mark.skipif(bool(why_no_mirror()), reason=why_no_mirror() or "-")
@@ -240,16 +240,11 @@ class Moving(Moved):
         self.installed = armed(world, self.request, "there")
         killed_at(world, self.installed, "awaiting")
 
-    def restarted(self, **more: str) -> None:
-        path = self.world.guest.state_dir / "cutover.json"
-        record = {**json.loads(path.read_text()), "boot_id": "the boot before", **more}
-        path.write_text(json.dumps(record))
-
 
 def test_a_boot_that_finds_the_source_gone_shows_the_target(world: World) -> None:
     moving = Moving(world)
     moving.unplug()
-    moving.restarted()
+    restarted(world)
     moving.early(moving.installed)
     assert not hidden(world) and world.side.read_text() == "target\n"
     outcome = taken_up(world, moving.installed)
@@ -262,9 +257,9 @@ def test_a_target_that_was_shown_and_is_in_use_already_is_committed(world: World
     """A hard reset after the last write and before the rule: the initramfs had it all."""
     moving = Moving(world)
     moving.unplug()
-    moving.restarted()
+    restarted(world)
     moving.early(moving.installed)
-    moving.restarted(phase="committing")
+    restarted(world, phase="committing")
     world.side.write_text("source\n")
     used = world.guest.root / "used"
     used.mkdir()
@@ -280,7 +275,7 @@ def test_a_target_that_was_shown_and_is_in_use_already_is_committed(world: World
 def test_a_boot_that_finds_the_source_does_not_leave_it_when_it_goes_later(world: World) -> None:
     """Its service wrote to it since the boot, and the target does not have that."""
     moving = Moving(world)
-    moving.restarted()
+    restarted(world)
     moving.early(moving.installed)
     moving.unplug()
     outcome = taken_up(world, moving.installed)
@@ -291,7 +286,7 @@ def test_a_boot_that_finds_the_source_does_not_leave_it_when_it_goes_later(world
 
 def test_without_the_unit_of_the_early_boot_a_source_that_went_is_not_left(world: World) -> None:
     moving = Moving(world)
-    moving.restarted()
+    restarted(world)
     moving.unplug()
     outcome = taken_up(world, moving.installed)
     assert outcome["live"] == "source", outcome

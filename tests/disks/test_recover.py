@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 from agent_rig import Json, agent
 from disks_world import World
-from killing import armed, killed_at, taken_up
+from killing import armed, killed_at, restarted, taken_up
 
 PHASES = [phase for phase in agent.FORWARD_PHASES if phase != "awaiting"]
 """Where the source is not to be detached first."""
@@ -120,10 +120,7 @@ def test_a_restart_of_the_guest_in_the_middle(world: World) -> None:
     """As far as it can be played here: another boot id, the source mounted by the boot."""
     installed = arm(ready(world))
     killed_at(world, installed, "copying")
-    path = world.guest.state_dir / "cutover.json"
-    record = json.loads(path.read_text())
-    record["boot_id"] = "the boot before"
-    path.write_text(json.dumps(record))
+    restarted(world)
     outcome = taken_up(world, installed)
     assert_ended(world, outcome, "source")
     assert "the guest restarted in phase 'copying'" in outcome["reason"]
@@ -134,10 +131,7 @@ def test_a_restart_while_settling_starts_the_services_again(world: World) -> Non
     """A boot starts them later than us; to find them down is no reason to go back."""
     installed = arm(ready(world))
     killed_at(world, installed, "settling")
-    path = world.guest.state_dir / "cutover.json"
-    record = json.loads(path.read_text())
-    record["boot_id"] = "the boot before"
-    path.write_text(json.dumps(record))
+    record = restarted(world)
     world.stop_writer()
     outcome = taken_up(world, installed)
     assert_ended(world, outcome, "target")

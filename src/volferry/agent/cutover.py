@@ -116,7 +116,8 @@ class Cutover:
         self.terminated = False
         stored: Json = read_json(job.path("cutover.json")) or {}
         self.found_record = stored.get("job_id") == self.job_id
-        self.record: Json = stored if self.found_record else self.new_record()
+        # A record that an older agent began lacks what came to it since.
+        self.record: Json = dict(self.new_record(), **(stored if self.found_record else {}))
         if self.back_only and not self.found_record:
             # What the cutover has shown has to be hidden again.
             known = ("shown", "withheld", "standby", "source_hidden", "live", "kept")
