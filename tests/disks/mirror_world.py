@@ -17,7 +17,8 @@ from disks_world import World
 from volferry.agent.tracker import TRACKER_PREFIX, Tracker
 
 TRACING = Path("/sys/kernel/tracing")
-CHUNK = 16 * 1024
+APART = 16 * 1024
+"""Further than a chunk: blocks of 1 KiB, as a small ext4 has, do not lie at the chunks' edges."""
 
 
 def why_no_mirror() -> str:
@@ -145,22 +146,22 @@ def differing_bytes(world: World) -> str:
 
 
 class Direct:
-    """A file in a world's filesystem of which each chunk can be written by one request."""
+    """A file in a world's filesystem whose places are each in chunks of their own."""
 
     def __init__(self, world: World, size_mib: int) -> None:
         self.path = world.data[0] / "direct"
         self.path.write_bytes(os.urandom(size_mib << 20))
         shell("sync", "-f", self.path)
-        self.chunks = range((size_mib << 20) // CHUNK)
+        self.places = range((size_mib << 20) // APART)
 
-    def write(self, chunks: Iterable[int]) -> None:
+    def write(self, places: Iterable[int]) -> None:
         """4 KiB in each of these."""
         buffer = mmap.mmap(-1, 4096)
         buffer.write(os.urandom(4096))
         fd = os.open(self.path, os.O_RDWR | os.O_DIRECT)
         try:
-            for chunk in chunks:
-                assert os.pwrite(fd, buffer, chunk * CHUNK) == 4096
+            for place in places:
+                assert os.pwrite(fd, buffer, place * APART) == 4096
         finally:
             os.close(fd)
 

@@ -57,15 +57,15 @@ def test_a_tracker_that_drops_one_write_in_a_thousand_fails_the_verification(wor
     file = Direct(world, 96)
     mirror.track()
     world.clone()
-    file.write(file.chunks[:3000])
+    file.write(file.places[:3000])
     mirror.begin(bwlimit_bytes_s=64 * MIB)
     figures = mirror.until(lambda f: f["notes"], "find what was dropped")
     assert re.search(
-        r"\d chunks of 16384 bytes .* differed though nothing told", figures["notes"][0]
+        r"\d chunks of 4096 bytes .* differed though nothing told", figures["notes"][0]
     )
     assert "copied again and everything is compared once more" in figures["notes"][0]
     # Behind where the second comparison is now, and it comes to them before it has an end.
-    file.write(reversed(file.chunks[3000:]))
+    file.write(reversed(file.places[3000:]))
     status = mirror.wait()
     assert status["state"] == "ended"
     assert "verification failed" in status["error"]["what"], status
@@ -81,7 +81,7 @@ def test_the_disks_own_count_notices_a_dropped_write_too(world: World) -> None:
     world.clone()
     mirror.begin()
     mirror.until_compared()
-    file.write(file.chunks[:1500])
+    file.write(file.places[:1500])
     figures = mirror.until(lambda f: f["notes"], "notice")
     assert re.search(r"counted \d+ sectors more than were traced", figures["notes"][0])
     figures = mirror.until_compared()
@@ -104,7 +104,7 @@ def test_a_chunk_that_was_changed_behind_its_back_is_healed_and_told(world: Worl
         image.seek(at)
         image.write(b"flipped")
     figures = mirror.until(lambda f: f["notes"], "find it")
-    assert f"1 chunks of 16384 bytes of {world.source.loop} differed" in figures["notes"][0]
+    assert f"1 chunks of 4096 bytes of {world.source.loop} differed" in figures["notes"][0]
     assert f"(at {at})" in figures["notes"][0]
     mirror.unlimited()
     figures = mirror.until_compared()
@@ -118,7 +118,7 @@ def test_a_copy_that_always_skips_a_chunk_fails_the_verification(world: World) -
     file = Direct(world, 32)
     mirror.mutate(SKIPPING.format(when="True")).track()
     world.clone()
-    file.write(file.chunks[:200])
+    file.write(file.places[:200])
     mirror.begin()
     status = mirror.wait()
     assert "verification failed" in status["error"]["what"], status
@@ -133,7 +133,7 @@ def test_a_final_copy_that_skips_a_chunk_switches_nothing(world: World) -> None:
     mirror.begin()
     mirror.until_compared()
     mirror.tell("ready")
-    file.write(file.chunks[:200])
+    file.write(file.places[:200])
     with pytest.raises(Told, match=r"verification failed: .* differ after the final copy") as told:
         mirror.finish_by_hand(writer=False)
     assert "nothing was switched" in told.value.error["data"]
@@ -229,7 +229,7 @@ def test_a_target_that_cannot_be_written_ends_it_with_the_offset(
         status["error"]["what"],
     ), status
     assert "nothing of the source was changed" in status["error"]["data"]
-    file.write(file.chunks[:10])
+    file.write(file.places[:10])
     assert world.mounted(world.data[0]) == world.source.loop
 
 

@@ -68,7 +68,7 @@ def test_a_buffer_that_ran_over_is_noticed_and_healed(world: World, when: str) -
     worker = mirror.worker()
     os.kill(worker, signal.SIGSTOP)  # so that the kernel has nobody to tell
     try:
-        file.write(file.chunks)
+        file.write(file.places)
     finally:
         os.kill(worker, signal.SIGCONT)
     figures = mirror.until(lambda f: f["notes"], "notice")
@@ -90,12 +90,12 @@ def test_writes_from_before_the_snapshot_on_are_copied(world: World) -> None:
     mirror = Mirrored(world.make("ext4", size_mib=96))
     file = Direct(world, 32)
     mirror.track()
-    file.write(file.chunks[::7])
+    file.write(file.places[::7])
     world.clone()
-    file.write(file.chunks[::5])
+    file.write(file.places[::5])
     time.sleep(0.1)
     mirror.begin(verify="none")
-    file.write(file.chunks[::3])
+    file.write(file.places[::3])
     mirror.until(lambda f: f["passes"], "pass over it")
     final = mirror.finish_by_hand(writer=False)
     assert final["verified"] == "none"

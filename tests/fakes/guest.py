@@ -49,7 +49,7 @@ DETACHED_FIRST = ("hiding", "awaiting")
 """Phases that a job has only where its source has to be detached first."""
 PHASES = {"prepare": PREPARE, "pass": PASS, "cutover": CUTOVER, "cutback": CUTBACK}
 """Another job of the agent is a line here, and a method ``_<job>`` below."""
-CHUNK = 16384
+CHUNK = 4096
 
 Files: TypeAlias = Mapping[str, tuple[bytes, float]]
 """Content and ctime by name."""

@@ -27,16 +27,21 @@ from volferry.agent.chunks import ChunkSet
 from volferry.agent.disks import Disk
 
 BLKRRPART = 0x125F  # linux/fs.h
-LEAST_CHUNK = 16 * 1024
-"""Right for databases: a page of theirs is 8 or 16 KiB."""
+LEAST_CHUNK = 4 * 1024
+"""What filesystems allocate by. A page of a database is 8 or 16 KiB but lies anywhere: 1024 of
+16 KiB lay in 2144 chunks of 16 KiB, 34 MiB to be copied, and in 4528 of 4 KiB, 18 MiB."""
 MOST_CHUNKS = 1 << 27
-"""A set of that many is 16 MiB: 2 TiB in chunks of 16 KiB. A larger disk has larger chunks."""
+"""A set of that many is 16 MiB: 512 GiB in chunks of 4 KiB. A larger disk has larger chunks."""
 TRANSFER = MIB
 """Bytes of one read or write, at most."""
-HANDS = 4
+HANDS = 16
 """Transfers under way at once where nobody else needs the disk: a volume behind a network answers
-each after its latency, so one at a time leaves most of its rate unused."""
-BATCH = 64
+each after its latency, so one at a time leaves most of its rate unused. Of the 1024 scattered
+chunks of a final copy too: on loop devices of two cores they took 176 ms one after the other, 109
+by four at once, 40 by eight and 47 by 16."""
+FEW_HANDS = 4
+"""The same where somebody else needs the disk, or each transfer is a whole one."""
+BATCH = 256
 """Runs of chunks that the hands share before anybody is told of them, at most."""
 
 NOTHING_COPIED = "nothing was copied; the source is untouched and stays the live side"
@@ -340,7 +345,7 @@ class Pair:
         for runs in self.batches(chunks, throttle):
             began = time.monotonic()
             extents = [self.extent(first, count) for first, count in runs]
-            hands = min(len(runs), HANDS)
+            hands = min(len(runs), HANDS if throttle.alone else FEW_HANDS)
             waiting = [
                 self.workers.submit(self.share_of, work, hand, runs[hand::hands])
                 for hand in range(1, hands)
@@ -363,11 +368,11 @@ class Pair:
         return [work(self.hands[hand], first, count) for first, count in runs]
 
     def batches(self, chunks: ChunkSet, throttle: Throttle) -> Iterator[List[Tuple[int, int]]]:
-        """Runs that are worked on at once: one TRANSFER of each hand at most, or one in all."""
+        """Runs that are worked on at once: a few TRANSFERs in all at most, or one."""
         batch: List[Tuple[int, int]] = []
         size = 0
         for first, count in chunks.runs(self.most):
-            most = HANDS * self.most if throttle.alone else self.most
+            most = FEW_HANDS * self.most if throttle.alone else self.most
             if batch and (size + count > most or len(batch) == BATCH):
                 yield batch
                 batch, size = [], 0
