@@ -108,7 +108,14 @@ def load(disk, count):
         subprocess.call(["blkdiscard", *how, "-o", "16M", "-l", "1M", disk])
 
 
+def quiet():
+    """Nobody probes the disk: an event that only one of the two instances has is no fault."""
+    with contextlib.suppress(FileNotFoundError):
+        subprocess.call(["udevadm", "settle"])
+
+
 def capture(disk):
+    quiet()
     with tracefs() as root:
         with (
             instance(root, "raw", disk, 512, "0") as raw,
@@ -120,9 +127,11 @@ def capture(disk):
             )
             load(disk, 150)
             time.sleep(0.1)
+            for one in (raw, words):
+                write(one + EVENT + "/enable", "0")
             lines = read(words + "/trace").splitlines()
             found = {
-                "kernel": platform.release().split("-")[0],
+                "kernel": re.split("[-+]", platform.release())[0],
                 "machine": platform.machine(),
                 "byteorder": sys.byteorder,
                 "header_page": header,
