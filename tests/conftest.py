@@ -31,7 +31,7 @@ from lab.api import Lab
 from lab.cloud import Refused
 from lab.errors import LabError
 from tests.lab.naming import RUN, named
-from tests.lab.volferry_command import UNIT, Command, Guest, clean
+from tests.lab.volferry_command import Command, Guest, clean
 
 # How long an example takes says something of the machine, and nothing of the code.
 settings.register_profile(
@@ -156,7 +156,6 @@ def in_use(
     lab: Lab, servers: Servers, volferry: Command, new_volume: Callable[..., str]
 ) -> Iterator[Callable[..., Guest]]:
     """A volume in a server with a filesystem, a tree and a service that writes to it."""
-    script = Path(__file__).with_name("lab").joinpath("in_use.sh").read_text()
     guests: list[Guest] = []
 
     def make(image: str, fstype: str, table: str = "whole", fstab: str = "uuid") -> Guest:
@@ -164,8 +163,7 @@ def in_use(
         guest = Guest(lab, server, new_volume(), "/srv/data")
         guests.append(guest)
         lab.attach(server, guest.volume_id)
-        words = f"{guest.disk} {guest.mount} {fstype} {table} {fstab} {UNIT}"
-        guest.sh(f"sh -s {words} <<'SCRIPT'\n{script}\nSCRIPT")
+        guest.put_in_use(fstype, table, fstab)
         return guest
 
     yield make

@@ -10,7 +10,6 @@ import os
 import subprocess
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -21,8 +20,7 @@ from tests.lab.volferry_command import UNIT, Command, Guest, snapshots, tree, wo
 pytestmark = pytest.mark.lab
 
 EVERY = os.environ.get("VOLFERRY_EVERY_STACK") == "1"
-HERE = Path(__file__).parent
-STREWN_KIB = "256"
+STREWN_KIB = 256
 
 
 class Stack(NamedTuple):
@@ -58,26 +56,14 @@ class Stacked(Guest):
         self.volume_ids = volume_ids
 
     def lay_out(self, stack: Stack) -> None:
-        disks = " ".join(f"/dev/disk/by-id/virtio-{one[:20]}" for one in self.volume_ids)
-        said = self.run_script("stacks.sh", f"{stack.name} {disks}")
-        device, fstab = said.splitlines()[-1].split()
-        self.run_script(
-            "in_use.sh",
-            f"{device} {self.mount} {stack.fstype} {stack.table} {fstab} {UNIT} {STREWN_KIB}",
+        others = " ".join(f"/dev/disk/by-id/virtio-{one[:20]}" for one in self.volume_ids[1:])
+        self.put_in_use(
+            stack.fstype, stack.table, stack=stack.name, more_disks=others, strewn_kib=STREWN_KIB
         )
-
-    def run_script(self, name: str, arguments: str) -> str:
-        text = (HERE / name).read_text()
-        return self.sh(f"sh -s {arguments} <<'SCRIPT'\n{text}\nSCRIPT")
 
     def disks_below(self) -> set[str]:
         """Serials of all disks below the mount, by the kernel's word."""
-        return set(
-            self.sh(
-                f"for d in $(lsblk -nrso KNAME,TYPE $(findmnt -nro SOURCE {self.mount}) | "
-                "awk '$2 == \"disk\" {print $1}'); do echo $(cat /sys/class/block/$d/serial); done"
-            ).split()
-        )
+        return set(self.mounted_serial().split())
 
     def state(self) -> str:
         """What must not change, whatever the service writes."""

@@ -129,11 +129,32 @@ class Guest:
     def sh(self, script: str, timeout_s: float = 600) -> str:
         return self.lab.ssh(self.name, script, root=True, timeout_s=timeout_s).strip()
 
+    def run_script(self, name: str, arguments: str) -> str:
+        text = Path(__file__).with_name(name).read_text()
+        return self.sh(f"sh -s {arguments} <<'SCRIPT'\n{text}\nSCRIPT")
+
+    def put_in_use(
+        self,
+        fstype: str,
+        table: str = "whole",
+        fstab: str = "",
+        stack: str = "bare",
+        more_disks: str = "",
+        strewn_kib: int = 0,
+    ) -> None:
+        """A filesystem with a tree and a service that writes to it, on a stack over the volume."""
+        said = self.run_script("stacks.sh", f"{stack} {self.disk} {more_disks}")
+        device, usual = said.splitlines()[-1].split()
+        words = f"{device} {self.mount} {fstype} {table} {fstab or usual} {UNIT} {strewn_kib}"
+        self.run_script("in_use.sh", words)
+
     def mounted_serial(self) -> str:
-        """Serial of the disk below the mount: the beginning of a volume's id."""
+        """Serial of the disk below the mount, by the kernel's word: the beginning of a volume's id.
+        Of several disks one a line."""
         return self.sh(
-            f"d=$(findmnt -nro SOURCE {self.mount}) && d=$(lsblk -ndo PKNAME $d | grep . || echo "
-            f'"${{d#/dev/}}") && cat /sys/class/block/$d/serial'
+            f"for d in $(lsblk -nrso KNAME,TYPE $(findmnt -nvro SOURCE {self.mount}) | "
+            "awk '$2 == \"disk\" {print $1}' | sort -u); do cat /sys/class/block/$d/serial; echo; "
+            "done | grep ."
         )
 
     def acknowledged(self) -> int:

@@ -17,11 +17,17 @@ from tests.lab.volferry_command import clean
 
 @pytest.fixture
 def scene(
-    lab: Lab, servers: Any, new_volume: Callable[..., str], tmp_path: Path
+    lab: Lab,
+    servers: Any,
+    new_volume: Callable[..., str],
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
 ) -> Iterator[Scene]:
+    """The parameter is the method."""
     server = servers.get("debian-12")
     with Proxy() as proxy, Relay.to(lab, server) as relay:
         made = Scene(lab, server, new_volume(), relay, proxy, tmp_path)
+        made.method = request.param
         made.put_in_use("ext4")
         yield made
         made.volferry.end()

@@ -11,12 +11,10 @@ from typing import Any
 from lab.api import Lab
 from tests.faults.cloud.proxy import Proxy
 from tests.faults.lab.relay import Relay
-from tests.lab import volferry_command
 from tests.lab.volferry_command import UNIT, Command, Guest
 from volferry.steps import SEQUENCE
 
 MOUNT = "/srv/data"
-IN_USE = Path(volferry_command.__file__).with_name("in_use.sh")
 PATIENT_S = 600.0
 WHOLE_LINE = re.compile(r"\d{13}")
 """A reset may leave the beginning of a line whose write was never acknowledged."""
@@ -31,6 +29,7 @@ class Scene:
         self.lab, self.relay, self.proxy, self.folder = lab, relay, proxy, folder
         self.guest = Guest(lab, server, volume_id, MOUNT)
         self.config = relay.ssh_config(folder, lab, server)
+        self.method = "rsync"
         self.number = 0
         self.next_transfer()
 
@@ -41,25 +40,25 @@ class Scene:
         state.mkdir()
         self.volferry = Command(self.lab, state, **self.proxy.environment)
 
-    def put_in_use(self, fstype: str) -> None:
-        guest = self.guest
-        self.lab.attach(guest.name, guest.volume_id)
-        words = f"{guest.disk} {MOUNT} {fstype} whole uuid {UNIT}"
-        guest.sh(f"sh -s {words} <<'SCRIPT'\n{IN_USE.read_text()}\nSCRIPT")
+    def put_in_use(self, fstype: str, stack: str = "bare") -> None:
+        self.lab.attach(self.guest.name, self.guest.volume_id)
+        self.guest.put_in_use(fstype, stack=stack)
 
     # ---- carrying --------------------------------------------------------------------------------
 
-    def words(self, *more: str, method: str = "rsync") -> tuple[str, ...]:
+    def words(self, *more: str) -> tuple[str, ...]:
+        # At the mirror's own pace a guest under emulation takes a quarter of an hour.
+        pace = ("--pace", "1.0") if self.method == "mirror" else ()
         # On a busy machine a guest's `systemctl daemon-reload` alone may take a minute and a half.
         return (
-            "run", self.guest.name, self.guest.volume_id, "--method", method, "--unit", UNIT,
+            "run", self.guest.name, self.guest.volume_id, "--method", self.method, "--unit", UNIT,
             "--ssh-config", str(self.config), "--max-downtime", "600s", "--settle", "2s",
             "--cutover-timeout", "900s", "--attach-timeout", "600s", "--detach-timeout", "600s",
-            "--yes", *more,
+            "--yes", *pace, *more,
         )  # fmt: skip
 
-    def begin(self, *more: str, method: str = "rsync") -> subprocess.Popen[bytes]:
-        return self.volferry.start(*self.words(*more, method=method))
+    def begin(self, *more: str) -> subprocess.Popen[bytes]:
+        return self.volferry.start(*self.words(*more))
 
     def transfer(self) -> dict[str, Any] | None:
         found = self.volferry.data("list")

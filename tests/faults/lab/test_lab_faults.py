@@ -1,11 +1,13 @@
 """Whole transfers on real services and real guests, with faults where they are real there.
 
-``make test`` carries a few; all of them with VOLFERRY_EVERY_FAULT=1, as ``make test-faults`` does.
+``make test`` carries a few; all of them, each with both methods, with VOLFERRY_EVERY_FAULT=1, as
+``make test-faults`` does.
 """
 
 import os
 import signal
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -14,11 +16,23 @@ from tests.lab.volferry_command import UNIT
 
 pytestmark = pytest.mark.lab
 
+METHODS = ("rsync", "mirror")
+
 EVERY = pytest.mark.skipif(
     not os.environ.get("VOLFERRY_EVERY_FAULT"), reason="make test-faults carries it"
 )
 
 
+def methods(*always: str) -> Any:
+    """Both methods, of which ``make test`` carries these."""
+    return pytest.mark.parametrize(
+        "scene",
+        [name if name in always else pytest.param(name, marks=EVERY) for name in METHODS],
+        indirect=True,
+    )
+
+
+@methods("mirror")
 def test_a_transfer_through_a_cloud_that_fails_at_every_change(scene: Scene) -> None:
     """Each changing request of the transfer meets a fault; nothing is made twice."""
     faults = [
@@ -41,7 +55,7 @@ def test_a_transfer_through_a_cloud_that_fails_at_every_change(scene: Scene) -> 
     assert scene.lab.volume(target)["volume_type"] == "cbs-premium"
 
 
-@EVERY
+@methods()
 def test_a_transfer_beside_a_cloud_that_fails_one_request_in_five(scene: Scene) -> None:
     kinds = ["503", "500 after", "cut before", "cut after", "429", "expired token"]
     count = iter(range(10**9))
@@ -59,6 +73,7 @@ def test_a_transfer_beside_a_cloud_that_fails_one_request_in_five(scene: Scene) 
 # ---- the way into the guest ----------------------------------------------------------------------
 
 
+@methods("rsync")
 @pytest.mark.parametrize("seconds", [1, pytest.param(60, marks=EVERY)])
 def test_ssh_is_cut_in_the_middle_of_the_sync(scene: Scene, seconds: float) -> None:
     running = scene.begin("--type", "cbs-standard")
@@ -68,7 +83,8 @@ def test_ssh_is_cut_in_the_middle_of_the_sync(scene: Scene, seconds: float) -> N
     scene.check_done()
 
 
-@pytest.mark.parametrize("seconds", [pytest.param(1, marks=EVERY), 60])
+@methods("mirror")
+@pytest.mark.parametrize("seconds", [1, pytest.param(60, marks=EVERY)])
 def test_ssh_is_cut_in_the_middle_of_the_cutover(scene: Scene, seconds: float) -> None:
     """The cutover is the guest's: it ends in time, and its outcome is read afterwards."""
     running = scene.begin("--type", "cbs-standard", "--stop", "sleep 10", "--start", "true")
@@ -80,7 +96,7 @@ def test_ssh_is_cut_in_the_middle_of_the_cutover(scene: Scene, seconds: float) -
     assert report["cutover"]["downtime_s"] > 10
 
 
-@EVERY
+@methods()
 def test_ssh_is_cut_for_good_in_the_middle_of_the_cutover(scene: Scene) -> None:
     """The service comes up on the target without us; going on is possible from the journal."""
     running = scene.begin("--type", "cbs-standard", "--stop", "sleep 5", "--start", "true")
@@ -118,7 +134,7 @@ def begin_and_reset(scene: Scene, phase: str, *more: str) -> None:
     running.wait(600)
 
 
-@EVERY
+@methods()
 def test_a_hard_reset_inside_the_cutover(scene: Scene) -> None:
     """Before the commit: the boot brings up the source, and the guest takes the rest back."""
     begin_and_reset(scene, "stopping", "--stop", "sleep 20", "--start", "true")
@@ -128,7 +144,7 @@ def test_a_hard_reset_inside_the_cutover(scene: Scene) -> None:
     scene.check_done()
 
 
-@EVERY
+@methods()
 def test_a_hard_reset_between_the_commit_and_the_mount(scene: Scene, slow_udev: None) -> None:
     """After the commit: the boot brings up the target, and the transfer goes forward."""
     begin_and_reset(scene, "committed")
@@ -137,7 +153,7 @@ def test_a_hard_reset_between_the_commit_and_the_mount(scene: Scene, slow_udev: 
     assert target != scene.guest.volume_id
 
 
-@EVERY
+@methods()
 @pytest.mark.parametrize("step", ["attach", "sync", "detach"])
 def test_a_hard_reset_outside_the_cutover(scene: Scene, step: str) -> None:
     running = scene.begin("--type", "cbs-standard")
@@ -148,7 +164,7 @@ def test_a_hard_reset_outside_the_cutover(scene: Scene, step: str) -> None:
     scene.check_done()
 
 
-@EVERY
+@methods()
 @pytest.mark.parametrize("step", ["attach", "sync"])
 def test_a_hard_reset_and_then_a_rollback(scene: Scene, step: str) -> None:
     running = scene.begin("--type", "cbs-standard", "--cutover", "manual")
@@ -164,7 +180,7 @@ def test_a_hard_reset_and_then_a_rollback(scene: Scene, step: str) -> None:
 # ---- units and clocks ----------------------------------------------------------------------------
 
 
-@EVERY
+@methods()
 @pytest.mark.parametrize(
     ("line", "said"),
     [
@@ -193,7 +209,7 @@ def test_a_unit_that_behaves_badly(scene: Scene, line: str, said: str) -> None:
     scene.check_done()
 
 
-@EVERY
+@methods()
 @pytest.mark.parametrize("shift", ["-2 hours", "+1 day"])
 def test_the_clock_of_the_guest_is_set_in_the_middle_of_the_sync(scene: Scene, shift: str) -> None:
     """What was compared before counts for nothing then: everything is compared anew."""
