@@ -29,7 +29,10 @@ from tests.lab.volferry_command import clean
 
 SERVER = "soak"
 TYPES = ("cbs-standard", "cbs-standard-iops", "cbs-premium")
-FILESYSTEMS = ("ext4", "xfs", "btrfs")
+LAYOUTS = (
+    ("bare", "ext4"), ("bare", "xfs"), ("bare", "btrfs"), ("lvm", "xfs"), ("luks", "ext4"),
+)  # fmt: skip
+"""What lies on the disk, and the filesystem on that."""
 # A request that is never answered is given up after a minute: too long to come at random.
 OF_THE_CLOUD = [name for name, fault in FAULTS.items() if fault.what != "silence"]
 OF_THE_REST = ("none", "controller killed", "guest reset", "ssh cut", "agent killed", "rolled back")
@@ -61,17 +64,17 @@ class Soak:
 
     def with_one_volume(self, proxy: Proxy, relay: Relay, ends: float) -> None:
         """A few transfers of one volume there and back, with a filesystem of its own."""
-        fstype = self.random.choice(FILESYSTEMS)
+        stack, fstype = self.random.choice(LAYOUTS)
         name = f"soak-{self.seed}-{self.transfers}"
         volume = self.lab.ensure_volume(name, 1, self.random.choice(TYPES))
         with tempfile.TemporaryDirectory(dir=self.folder) as folder:
             scene = Scene(self.lab, SERVER, volume, relay, proxy, Path(folder))
-            scene.put_in_use(fstype)
+            scene.put_in_use(fstype, stack)
             for _ in range(self.random.randint(2, 5)):
                 if time.monotonic() >= ends:
                     break
                 try:
-                    self.one(scene, fstype)
+                    self.one(scene, stack, fstype)
                 except Exception:  # noqa: BLE001 - told with all there is, and the soak goes on
                     self.wrong += 1
                     said = scene.volferry.log.read_text() if scene.volferry.log.exists() else ""
@@ -82,25 +85,28 @@ class Soak:
                     relay.heal()
                     scene.volferry.end()
                     scene.next_transfer()
-            self.clear_away(scene)
+            self.clear_away(scene, stack)
 
-    def one(self, scene: Scene, fstype: str) -> None:
+    def one(self, scene: Scene, stack: str, fstype: str) -> None:
         fault, method = self.random.choice(OF_THE_REST), self.random.choice(METHODS)
+        if stack != "bare":  # rsync moves bare filesystems only
+            method = "mirror"
+        scene.method = method
         at_s = self.random.uniform(3, 50)
         more = ["--type", self.random.choice(TYPES)]
         if self.random.random() < 0.3:
             more += ["--seed", "blank"]
-        drawn = f"{fstype}, {method}, {' '.join(more)}, {fault} at {at_s:.0f} s"
+        drawn = f"{stack} {fstype}, {method}, {' '.join(more)}, {fault} at {at_s:.0f} s"
         say(f"transfer {self.transfers + 1}: {drawn}")
         scene.proxy.chance = self.of_the_cloud(random.Random(self.random.random()))
         source, began = scene.guest.volume_id, time.monotonic()
-        running = scene.begin(*more, method=method)
+        running = scene.begin(*more)
         with contextlib.suppress(subprocess.TimeoutExpired):
             running.wait(at_s)
         rolled_back = self.strike(scene, running, fault)
         running.wait(PATIENT_S)
         while scene.transfer() is None:  # it never came to its first step
-            scene.begin(*more, method=method).wait(PATIENT_S)
+            scene.begin(*more).wait(PATIENT_S)
         if not rolled_back:
             scene.resume_to_the_end(tries=6)
         scene.proxy.chance = lambda method, path: ""
@@ -159,11 +165,15 @@ class Soak:
                     return True
         return False
 
-    def clear_away(self, scene: Scene) -> None:
+    def clear_away(self, scene: Scene, stack: str) -> None:
         """What stands in the way of the next volume; a server that is not clean is made anew."""
-        try:
-            clean(self.lab, scene.guest)
-        except (subprocess.SubprocessError, LabError):
+        clears = stack == "bare"  # what was put together on a disk is not taken apart
+        if clears:
+            try:
+                clean(self.lab, scene.guest)
+            except (subprocess.SubprocessError, LabError):
+                clears = False
+        if not clears:
             self.lab.delete_server(SERVER)
             self.lab.ensure_server(SERVER)
         self.lab.sweep(f"soak-{self.seed}-*")
