@@ -63,6 +63,7 @@ def measure() -> Json:
         "ten_times_files": round(mirror / fewer["mirror"], 2),
         "ten_times_file": round(larger["mirror"] / fewer["mirror"], 2),
         "mirror_over_limit": round(mirror / full["limit"], 2),
+        "mirror_over_limit_in_pages": round(mirror / full["limit in pages"], 2),
     }
 
 
@@ -82,7 +83,7 @@ def _scenario(files: int, file_mib: int, methods: tuple[str, ...]) -> Json:
         if "rsync" in methods:
             found["rsync"], _ = _rsync(guest, disks, source, data)
         found["mirror"], found["mirror parts"] = _mirror(guest, disks, source, data)
-        found["limit"] = _limit(disks, source, data)
+        found["limit"], found["limit in pages"] = _limits(disks, source, data)
     return found
 
 
@@ -185,8 +186,9 @@ def _mirror(guest: Guest, disks: Disks, source: Volume, data: Path) -> tuple[flo
     return took, parts
 
 
-def _limit(disks: Disks, source: Volume, data: Path) -> float:
-    """What cannot be gone below: an unmount, a mount, and the dirty bytes by dd."""
+def _limits(disks: Disks, source: Volume, data: Path) -> tuple[float, float]:
+    """What cannot be gone below: an unmount, a mount, and the dirty bytes by dd. In blocks of 1 MiB
+    and in those in which they were written, though one after the other on the disk."""
     swaps = []
     for _ in range(5):
         began = time.monotonic()
@@ -194,5 +196,7 @@ def _limit(disks: Disks, source: Volume, data: Path) -> float:
         shell("mount", "-o", "noatime", source.loop, data)
         swaps.append(time.monotonic() - began)
     scratch = disks.blank("scratch", 300)
-    rate = 256 / statistics.median(dd(source.loop, scratch.loop, 256) for _ in range(3))
-    return statistics.median(swaps) + DIRTY_MIB / rate
+    swap = statistics.median(swaps)
+    whole = statistics.median(dd(source.loop, scratch.loop, 256) for _ in range(3)) / 256
+    pages = statistics.median(dd(source.loop, scratch.loop, 64, PAGE) for _ in range(3)) / 64
+    return swap + DIRTY_MIB * whole, swap + DIRTY_MIB * pages

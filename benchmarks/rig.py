@@ -89,12 +89,13 @@ class Mirror:
         return int(re.findall(r'"pid": (\d+)', text)[0])
 
 
-def dd(source: str, target: str, count_mib: int) -> float:
-    """Seconds of dd past the page cache, in blocks of 1 MiB."""
+def dd(source: str, target: str, count_mib: int, block: int = MIB) -> float:
+    """Seconds of dd past the page cache, in blocks of so many bytes."""
     flags = ["iflag=direct"] + ([] if target == "/dev/null" else ["oflag=direct", "conv=fsync"])
+    count = count_mib * MIB // block
     began = time.monotonic()
     subprocess.run(
-        ["dd", f"if={source}", f"of={target}", "bs=1M", f"count={count_mib}", *flags],
+        ["dd", f"if={source}", f"of={target}", f"bs={block}", f"count={count}", *flags],
         check=True,
         stderr=subprocess.DEVNULL,
     )

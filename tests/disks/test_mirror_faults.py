@@ -85,7 +85,8 @@ def test_the_disks_own_count_notices_a_dropped_write_too(world: World) -> None:
     figures = mirror.until(lambda f: f["notes"], "notice")
     assert re.search(r"counted \d+ sectors more than were traced", figures["notes"][0])
     figures = mirror.until_compared()
-    assert sum(one["healed"] for one in figures["passes"]) == 1
+    # One write: with blocks of 1 KiB, as this ext4 has, it may lie in two chunks of 4.
+    assert 1 <= sum(one["healed"] for one in figures["passes"]) <= 2
     mirror.finish_by_hand(writer=False)
     assert differing_bytes(world) == ""
 

@@ -126,6 +126,7 @@ def capture(disk):
                 map(int, re.search(r"data;\s*offset:(\d+);\s*size:(\d+);", header).groups())
             )
             load(disk, 150)
+            quiet()
             time.sleep(0.1)
             for one in (raw, words):
                 write(one + EVENT + "/enable", "0")
