@@ -26,6 +26,7 @@ from tests.faults.cloud.proxy import FAULTS, Proxy
 from tests.faults.lab.relay import Relay
 from tests.faults.lab.scene import PATIENT_S, Scene
 from tests.lab.volferry_command import clean
+from volferry.model import State
 
 SERVER = "soak"
 TYPES = ("cbs-standard", "cbs-standard-iops", "cbs-premium")
@@ -105,7 +106,7 @@ class Soak:
             running.wait(at_s)
         rolled_back = self.strike(scene, running, fault)
         running.wait(PATIENT_S)
-        while scene.transfer() is None:  # it never came to its first step
+        while scene.volferry.stands() is None:  # it never came to its first step
             scene.begin(*more).wait(PATIENT_S)
         if not rolled_back:
             scene.resume_to_the_end(tries=6)
@@ -113,9 +114,9 @@ class Soak:
         scene.until(scene.is_active, "the service is back")
         self.lost += len(scene.lost())
         if rolled_back:
-            transfer = scene.transfer()
+            transfer = scene.volferry.stands()
             assert transfer is not None
-            scene.check_rolled_back(transfer["id"])
+            scene.check_rolled_back(transfer.id)
         else:
             target = scene.check_done()
             scene.guest.volume_id = target
@@ -154,11 +155,11 @@ class Soak:
         elif fault == "rolled back":
             running.send_signal(signal.SIGINT)
             running.wait(600)
-            transfer = scene.transfer()
-            if transfer is None or transfer["state"] == "done":
+            transfer = scene.volferry.stands()
+            if transfer is None or transfer.state is State.DONE:
                 return False
             for _ in range(5):
-                told = scene.volferry("rollback", transfer["id"], code=None)
+                told = scene.volferry("rollback", transfer.id, code=None)
                 if told.returncode == 3:  # it is past its cutover: going back would lose writes
                     return False
                 if told.returncode == 0:

@@ -12,6 +12,8 @@ from typing import Any
 
 from lab.api import Lab
 from lab.errors import LabError
+from volferry.model import Transfer
+from volferry.store import Store
 
 TIMEOUT_S = 1800
 UNIT = "writer.service"
@@ -85,11 +87,17 @@ class Command:
         ends = time.monotonic() + TIMEOUT_S
         while time.monotonic() < ends:
             assert process.poll() is None, self.log.read_text()
-            transfers = self.data("list")
-            if transfers and transfers[0]["step"] == step:
-                return str(transfers[0]["id"])
-            time.sleep(0.5)
+            now = self.stands()
+            if now and now.step == step:
+                return now.id
+            time.sleep(0.2)
         raise AssertionError(f"it never came to '{step}':\n{self.log.read_text()}")
+
+    def stands(self) -> Transfer | None:
+        """The only transfer. To be asked often: beside an emulated guest a `volferry list` twice a
+        second took a core of the two."""
+        with Store(self.state) as store:
+            return next(iter(store.transfers()), None)
 
     def kill_when(self, process: subprocess.Popen[bytes], step: str) -> str:
         """SIGKILL it once the transfer is in a step; the transfer's id."""

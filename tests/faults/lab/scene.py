@@ -6,12 +6,12 @@ import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from lab.api import Lab
 from tests.faults.cloud.proxy import Proxy
 from tests.faults.lab.relay import Relay
 from tests.lab.volferry_command import UNIT, Command, Guest
+from volferry.model import State
 from volferry.steps import SEQUENCE
 
 MOUNT = "/srv/data"
@@ -60,31 +60,23 @@ class Scene:
     def begin(self, *more: str) -> subprocess.Popen[bytes]:
         return self.volferry.start(*self.words(*more))
 
-    def transfer(self) -> dict[str, Any] | None:
-        found = self.volferry.data("list")
-        return found[0] if found else None
-
     def when(self, process: subprocess.Popen[bytes], step: str) -> None:
         """Return once the transfer is in this step or behind it."""
         order = ["", *(step.name for step in SEQUENCE)]
         ends = time.monotonic() + PATIENT_S
         while time.monotonic() < ends:
-            now = self.transfer()
-            if now and order.index(now["step"] or "") >= order.index(step):
+            now = self.volferry.stands()
+            if now and order.index(now.step) >= order.index(step):
                 return
             assert process.poll() is None, self.volferry.log.read_text()
             time.sleep(0.5)
         raise AssertionError(f"it never came to '{step}':\n{self.volferry.log.read_text()}")
 
     def when_phase(self, phase: str) -> None:
-        """Return once the agent is in this phase, looked at past the relay."""
-        script = f'grep -lE \'"phase": "{phase}"\' /var/lib/volferry/*/cutover.json'
-        ends = time.monotonic() + PATIENT_S
-        while time.monotonic() < ends:
-            if self.lab.run(self.guest.name, script, root=True, timeout_s=60).stdout.strip():
-                return
-            time.sleep(0.1)
-        raise AssertionError(f"the agent never came to phase '{phase}'")
+        """Return once the agent is in this phase, looked at past the relay. In one session: each
+        takes an emulated guest as much time as what it is to see."""
+        seen = f'grep -qsE \'"phase": "{phase}"\' /var/lib/volferry/*/cutover.json'
+        self.guest.sh(f"until {seen}; do sleep 0.1; done", timeout_s=PATIENT_S)
 
     def reset(self) -> None:
         """As if somebody had pulled the plug, and put it in again at once."""
@@ -117,11 +109,11 @@ class Scene:
     def resume_to_the_end(self, tries: int = 4) -> None:
         """Resume until it is done: a guest that goes back by itself may be asked again."""
         for left in range(tries, 0, -1):
-            now = self.transfer()
+            now = self.volferry.stands()
             assert now is not None
-            if now["state"] == "done":
+            if now.state is State.DONE:
                 return
-            self.volferry("resume", now["id"], code=None if left > 1 else 0)
+            self.volferry("resume", now.id, code=None if left > 1 else 0)
 
     # ---- what must be true -----------------------------------------------------------------------
 
@@ -141,15 +133,15 @@ class Scene:
 
     def check_done(self) -> str:
         """The transfer has ended; the target's id."""
-        transfer = self.transfer()
+        transfer = self.volferry.stands()
         assert transfer is not None
-        assert transfer["state"] == "done"
-        report = self.volferry.data("report", transfer["id"])
+        assert transfer.state is State.DONE
+        report = self.volferry.data("report", transfer.id)
         assert report["not_verified"] == [] and report["verified"]
         target = str(report["moves"][0]["target"]["id"])
         self.check(target)
         assert self.guest.leftovers() == ""
-        assert self.of_transfer(transfer["id"]) == [target]
+        assert self.of_transfer(transfer.id) == [target]
         return target
 
     def check_rolled_back(self, id: str) -> None:
