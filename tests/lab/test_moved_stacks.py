@@ -155,7 +155,10 @@ def targets(volferry: Command) -> list[str]:
     return [move["target"]["id"] for move in volferry.report()["moves"]]
 
 
-@pytest.mark.skipif(not EVERY, reason="hours under emulation: make test-stacks")
+in_full = pytest.mark.skipif(not EVERY, reason="hours under emulation: make test-stacks")
+
+
+@in_full
 @pytest.mark.parametrize("stack", STACKS, ids=str)
 def test_it_moves_under_load_and_every_restart_brings_up_the_right_side(
     lab: Lab, volferry: Command, stacked: Callable[[Stack], Stacked], stack: Stack
@@ -201,3 +204,51 @@ def test_a_volume_group_moves_and_a_restart_after_the_commit_brings_up_the_targe
     guest.in_order_on(made)
     assert guest.state() == before
     assert guest.leftovers() == ""
+
+
+@in_full
+@pytest.mark.parametrize("restarted", [False, True], ids=["", "restarted"])
+def test_a_standby_goes_back_and_loses_nothing(
+    lab: Lab, volferry: Command, stacked: Callable[[Stack], Stacked], restarted: bool
+) -> None:
+    guest = stacked(Stack("bare", "xfs"))
+    before = guest.state()
+    volferry("run", *wishes(lab, guest, "--keep-standby"))
+    guest.in_order_on(targets(volferry))
+    if restarted:
+        guest.reset()
+        guest.in_order_on(targets(volferry))
+    goes_back(lab, volferry, guest)
+    guest.in_order_on(guest.volume_ids)
+    assert guest.state() == before
+
+
+@in_full
+@pytest.mark.parametrize("stack", [Stack("lvm", "ext4"), Stack("md", "xfs", volumes=2)], ids=str)
+def test_a_stack_whose_source_was_detached_goes_back(
+    lab: Lab, volferry: Command, stacked: Callable[[Stack], Stacked], stack: Stack
+) -> None:
+    guest = stacked(stack)
+    before = guest.state()
+    guest.sh("cp /var/tmp/acknowledged /var/tmp/by-then")
+    volferry("run", *wishes(lab, guest))
+    guest.in_order_on(targets(volferry))
+    goes_back(lab, volferry, guest, "--accept-loss")
+    # What was written since the commit is given up, by that word; all before it is there.
+    guest.sh(f"systemctl stop {UNIT}; mv /var/tmp/by-then /var/tmp/acknowledged")
+    assert guest.lost() == []
+    guest.sh(f"systemctl start {UNIT}")
+    guest.in_order_on(guest.volume_ids)
+    assert guest.state() == before
+    guest.reset()
+    guest.in_order_on(guest.volume_ids)
+
+
+def goes_back(lab: Lab, volferry: Command, guest: Stacked, *more: str) -> None:
+    """The source is below the mount again, and nothing of ours is left."""
+    made = targets(volferry)
+    volferry("rollback", volferry.transfer(), *more)
+    assert guest.disks_below() == {volume_id[:20] for volume_id in guest.volume_ids}
+    assert guest.leftovers() == "" and snapshots(lab, guest) == []
+    left = lab.member.get("block-storage", "/volumes/detail")["volumes"]
+    assert not {volume["id"] for volume in left} & set(made)
