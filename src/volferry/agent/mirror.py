@@ -158,8 +158,6 @@ class Mirror:
         self.publish_s = 0.0
         self.ending = False
         self.held = False
-        self.nobody_writes = False
-        """But we: nothing has to be drained, and everything is faster without."""
         self.proven = False
         """Nobody writes, and source and target are the same."""
         self.shown = False
@@ -236,9 +234,8 @@ class Mirror:
     def keep_draining(self) -> None:
         number = 0
         while not self.ending:
-            if not self.nobody_writes:
-                self.drain(check=number % CHECK_EVERY == 0)
-                number += 1
+            self.drain(check=number % CHECK_EVERY == 0)
+            number += 1
             time.sleep(DRAIN_S)
 
     def drain(self, check: bool = True) -> int:
@@ -724,7 +721,6 @@ class Mirror:
                 "the source is complete; nothing was switched",
                 "everything is compared again, then the cutover can be tried again",
             )
-        self.nobody_writes = True
         result = self.new_pass(len(self.passes) + 1)
         result["final"] = True
         began = time.monotonic()
