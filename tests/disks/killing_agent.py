@@ -26,7 +26,7 @@ def main(agent_path: str, state_dir: str, moment: str) -> int:
     sys.modules["agent"] = agent
     spec.loader.exec_module(agent)
     kind, _, what = moment.rpartition(":")
-    note, put_side = agent.Cutover.note, agent.Cutover.put_side
+    note, put_side = agent.Cutover.note, agent.Sides.put_side
     written = {"target": 0, "source": 0}
 
     def noting(self: object, phase: str = "", **facts: object) -> None:
@@ -55,7 +55,7 @@ def main(agent_path: str, state_dir: str, moment: str) -> int:
         if (kind, what) in (("side", str(written["target"])), ("back", str(written["source"]))):
             die()
 
-    agent.Cutover.note, agent.Cutover.put_side = noting, putting
+    agent.Cutover.note, agent.Sides.put_side = noting, putting
     result: int = agent.work(state_dir)
     return result
 

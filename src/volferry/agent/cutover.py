@@ -5,7 +5,7 @@ import functools
 import os
 import signal
 import time
-from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Set
+from typing import Any, Callable, Dict, Iterator, List
 
 from volferry.agent.basics import (
     FORWARD_PHASES,
@@ -21,25 +21,13 @@ from volferry.agent.basics import (
     must,
     one_line,
     read_json,
-    run,
-    to_bytes,
     write_json,
 )
-from volferry.agent.disks import (
-    Device,
-    Disk,
-    devices_above,
-    flush_device,
-    look_for,
-    resolve,
-    resolve_device,
-    set_disk_read_only,
-    wait_until_free,
-)
-from volferry.agent.holders import find_holders, find_openers, name_holders, read_link
-from volferry.agent.install import content_if_plain, current_content, publish, put_file
+from volferry.agent.disks import Disk, set_disk_read_only, wait_until_free
+from volferry.agent.holders import read_link
+from volferry.agent.install import content_if_plain, current_content
 from volferry.agent.jobs import Job, Supervisor, where
-from volferry.agent.mounts import device_number, mount_table, mounts_of, unmount, visible_mount
+from volferry.agent.mounts import device_number, mount_table, mounts_of
 from volferry.agent.movers import MOVER_OF
 from volferry.agent.services import (
     is_up,
@@ -49,7 +37,8 @@ from volferry.agent.services import (
     system_is_stopping,
     user_command,
 )
-from volferry.agent.stack import assemble_stack, release_stack, stack_problem
+from volferry.agent.sides import SIDES, MountPlan, Sides, side_content
+from volferry.agent.stack import stack_problem
 
 EARLY_LOOK_S = 5.0
 """How long a boot looks for a source before it is believed to be gone: buses may be slow."""
@@ -58,34 +47,6 @@ EARLY_S = 60.0
 GO_BACK_S = 300.0
 """Deadline of each command while going back: generous, for there is nothing to go back to from
 it."""
-SIDES = ("source", "target")
-
-
-class MountPlan(NamedTuple):
-    """A mount as it was, and how it comes back."""
-
-    target: str
-    root: str
-    options: str
-    super_options: str
-    propagation: str
-    fstype: str
-    unit: str
-    filesystem: int
-    """Which of the request's filesystems."""
-
-
-def pairs_of(filesystems: List[Json]) -> List[Json]:
-    """The disks that the filesystems lie on, each pair once."""
-    found: Dict[str, Json] = {}
-    for filesystem in filesystems:
-        pair = {side: dict(filesystem[side], partition=None) for side in SIDES}
-        found.setdefault(str(pair["source"].get("volume_id") or pair["source"].get("path")), pair)
-    return list(found.values())
-
-
-def other_side(side: str) -> str:
-    return SIDES[1 - SIDES.index(side)]
 
 
 class Cutover:
@@ -103,14 +64,11 @@ class Cutover:
         self.job_id: str = asked_for["job_id"]
         self.back_only = asked_for["job"] == "cutback"
         self.request: Json = asked_for["request"]
-        self.filesystems: List[Json] = self.request["filesystems"]
-        self.pairs: List[Json] = self.request.get("pairs") or pairs_of(self.filesystems)
-        self.layers: List[Json] = self.request.get("layers") or []
-        self.side_files: List[Json] = self.request.get("sides", {}).get("files", [])
+        self.notes: List[str] = []
+        self.sides = Sides(place, self.request, job.state_dir, self.notes)
         self.supervisor = Supervisor(place, os.path.basename(job.state_dir))
         self.mover = MOVER_OF[self.request.get("method") or "rsync"](self)
         self.deadline = time.monotonic() + 3600
-        self.notes: List[str] = []
         self.current_part = ""
         self.part_began = 0.0
         self.terminated = False
@@ -260,7 +218,7 @@ class Cutover:
         try:
             self.wait_for_namespaces()
             if not restarted:
-                self.publish(10.0)
+                self.sides.publish(10.0)
             self.end_stand_by(restarted)
             self.mount_and_start(lenient=restarted)
         except Exception as error:  # noqa: BLE001 - as in go_forward
@@ -291,16 +249,16 @@ class Cutover:
         units = self.request.get("units", [])
         if units and not self.place.has_systemd:
             raise AgentError("refused", "units were named but pid 1 is not systemd")
-        self.check_devices()
-        self.note(mounts=[plan._asdict() for plan in self.plan_mounts("source")])
-        for file in self.side_files:
+        self.sides.check_devices()
+        self.note(mounts=[plan._asdict() for plan in self.sides.plan_mounts("source")])
+        for file in self.sides.files:
             if current_content(file["path"]) != side_content(file, "source"):
                 raise AgentError(
                     "doubt",
                     "{} is not what it should be before the cutover".format(file["path"]),
                     "nothing was stopped",
                 )
-        problem = stack_problem(self.place, self.layers) if self.layers else ""
+        problem = stack_problem(self.place, self.sides.layers) if self.sides.layers else ""
         if problem:
             raise AgentError("busy", problem, "nothing was stopped")
         self.remember_units([unit["name"] for unit in units])
@@ -314,62 +272,6 @@ class Cutover:
         host = read_link(self.place.proc + "/1/ns/mnt")
         if host and mine != host:
             raise AgentError("refused", "the agent is not in the guest's own mount namespace")
-
-    def check_devices(self) -> None:
-        for pair in self.pairs:
-            source, target = (
-                resolve(self.place, pair["source"]),
-                resolve(self.place, pair["target"]),
-            )
-            if source.dev == target.dev:
-                raise AgentError("doubt", "source and target are both {}".format(source.path))
-            if target.read_only:
-                raise AgentError("refused", "the target {} is read-only".format(target.path))
-
-    def plan_mounts(self, side: str) -> List[MountPlan]:
-        """The mounts as they are now, in mount order; they must be those that were planned for."""
-        plans = []
-        table = mount_table(self.place)
-        owners = {}
-        for number, filesystem in enumerate(self.filesystems):
-            owners[resolve_device(self.place, filesystem[side]).dev] = number
-        wanted = {m["target"]: m for fs in self.filesystems for m in fs.get("mounts", [])}
-        for entry in table:
-            number = owners.get(device_number(entry), -1)
-            if number < 0:
-                continue
-            planned = wanted.pop(entry.target, None)
-            if planned is None:
-                raise AgentError(
-                    "doubt",
-                    "{} is mounted at {} too, which was not planned for".format(
-                        entry.source, entry.target
-                    ),
-                )
-            if planned.get("by") == "autofs":
-                raise AgentError("refused", "{} is an automount".format(entry.target))
-            if (planned.get("root") or "/") != entry.root:
-                raise AgentError(
-                    "doubt",
-                    "{} shows {} of its filesystem, expected {}".format(
-                        entry.target, entry.root, planned.get("root")
-                    ),
-                )
-            plans.append(
-                MountPlan(
-                    entry.target,
-                    entry.root,
-                    entry.options,
-                    entry.super_options,
-                    entry.propagation,
-                    entry.fstype,
-                    (planned.get("unit") or "") if self.place.has_systemd else "",
-                    number,
-                )
-            )
-        if wanted:
-            raise AgentError("doubt", "not mounted any more: {}".format(", ".join(sorted(wanted))))
-        return plans
 
     def remember_units(self, names: List[str]) -> None:
         """Which were active, and what could start them again while they have to be down."""
@@ -429,31 +331,6 @@ class Cutover:
 
     # -- 3. to 5. unmount, prove it, forbid writing
 
-    def device(self, number: int, side: str) -> Device:
-        return resolve_device(self.place, self.filesystems[number][side])
-
-    def disks(self, side: str) -> List[Disk]:
-        """Those that are there: a source may have been detached."""
-        found = [look_for(self.place, pair[side]) for pair in self.pairs]
-        return [disk for disk in found if disk is not None]
-
-    def paths(self, side: str) -> List[str]:
-        """Each disk of that side and, before it, its partitions."""
-        found: List[str] = []
-        for disk in self.disks(side):
-            found += [partition.path for partition in disk.partitions] + [disk.path]
-        return found
-
-    def numbers(self, side: str) -> Set[str]:
-        """``major:minor`` of all that stands on the disks of that side."""
-        found: Set[str] = set()
-        for disk in self.disks(side):
-            found |= devices_above(self.place, disk)
-        return found
-
-    def source_is_gone(self) -> bool:
-        return not self.disks("source")
-
     @property
     def mounts(self) -> List[MountPlan]:
         return [MountPlan(**plan) for plan in self.record["mounts"]]
@@ -466,51 +343,12 @@ class Cutover:
         with self.part("unmount"):
             self.let_go(side, self.left)
             if not self.mounts:
-                self.nobody_has_open(side)
-            for disk in self.disks(side):
+                self.sides.nobody_has_open(side, self.left, self.mover.pids)
+            for disk in self.sides.disks(side):
                 set_disk_read_only(disk, True)
 
-    def nobody_has_open(self, side: str) -> None:
-        """Of a device that is used as such (--raw). An exclusive open, which proves that nothing is
-        mounted or stacked, is granted beside a process that has it open. And what was written
-        without O_DIRECT lies in the page cache as long as anybody has the disk open, as the mirror
-        has: it is written out here, so that it is told of."""
-        nodes = {}
-        for disk in self.disks(side):
-            nodes[disk.dev] = disk.path
-            nodes.update((partition.dev, partition.path) for partition in disk.partitions)
-        ends = time.monotonic() + self.left(5.0)
-        while True:
-            found = find_openers(self.place, nodes, self.left(10.0))
-            found = [one for one in found if one["pid"] not in self.mover.pids()]
-            if not found:
-                break
-            if time.monotonic() >= ends:  # udev probes what was closed by a writer
-                raise AgentError("busy", "the device is still open: " + name_holders(found))
-            time.sleep(0.1)
-        for path in nodes.values():
-            flush_device(path)
-
     def let_go(self, side: str, time_for: Callable[[float], float]) -> None:
-        numbers = self.numbers(side)
-        mounted = [entry for entry in mount_table(self.place) if device_number(entry) in numbers]
-        try:
-            for entry in reversed(mounted):
-                unmount(entry.target, time_for(60.0))
-            if self.layers:
-                release_stack(self.place, self.layers, time.monotonic() + time_for(60.0))
-            for path in self.paths(side):
-                if not wait_until_free(path, 2.0) and not self.mover.has(path):
-                    raise AgentError("busy", "{} is still held by somebody".format(path))
-        except AgentError as error:
-            if error.kind != "busy":
-                raise
-            paths = [entry.target for entry in mounted]
-            holders, _ = find_holders(self.place, numbers, paths, 10.0)
-            holders = [found for found in holders if found["pid"] != os.getpid()]
-            raise AgentError(
-                "busy", "{}; held by {}".format(error.what, name_holders(holders) or "nobody known")
-            )
+        self.sides.let_go(side, time_for, self.mover.has)
 
     # -- 6. and 7. the final pass
 
@@ -520,7 +358,7 @@ class Cutover:
         self.note("releasing", final_pass=result)
         with self.part("release"):
             for side in SIDES[:1] if self.mover.holds_target else SIDES:
-                for path in self.paths(side):
+                for path in self.sides.paths(side):
                     if not wait_until_free(path, self.left(10.0)):
                         raise AgentError(
                             "busy", "{} is still held after the final pass".format(path)
@@ -543,10 +381,10 @@ class Cutover:
         with self.part("detach"):
             ends = self.deadline
             while True:
-                left = [disk.kname for disk in self.disks("source")]
+                left = [disk.kname for disk in self.sides.disks("source")]
                 if not left:
                     return
-                if len(left) < len(self.pairs):
+                if len(left) < len(self.sides.pairs):
                     ends = max(ends, self.deadline + GO_BACK_S)
                 if time.monotonic() >= ends:
                     raise AgentError(
@@ -568,7 +406,7 @@ class Cutover:
             if self.record["gone_at_boot"] != self.place.boot_id:
                 return False
         phases = ("awaiting", "committing")
-        return self.detach_first and self.record["phase"] in phases and self.source_is_gone()
+        return self.detach_first and self.record["phase"] in phases and self.sides.source_is_gone()
 
     def early(self) -> None:
         """At boot, before anything is mounted: the guest restarted while neither side could be
@@ -585,9 +423,9 @@ class Cutover:
         if not self.detach_first or self.record["phase"] not in ("awaiting", "committing"):
             return
         ends = time.monotonic() + EARLY_LOOK_S
-        while self.source_is_gone() and time.monotonic() < ends:
+        while self.sides.source_is_gone() and time.monotonic() < ends:
             time.sleep(0.2)
-        if self.source_is_gone():
+        if self.sides.source_is_gone():
             self.note(gone_at_boot=self.place.boot_id)
             self.commit()
         elif self.record["phase"] == "awaiting":
@@ -609,8 +447,8 @@ class Cutover:
     def is_committed(self) -> bool:
         """Read from the last side file. When that holds neither content (somebody else wrote it),
         or there is none, the phase has to tell."""
-        if self.side_files:
-            last = self.side_files[-1]
+        if self.sides.files:
+            last = self.sides.files[-1]
             now = content_if_plain(last["path"])
             contents = {side: side_content(last, side) for side in SIDES}
             if contents["source"] != contents["target"] and now in contents.values():
@@ -622,10 +460,10 @@ class Cutover:
         self.note("committing")
         with self.part("commit"):
             self.mover.show()
-            for file in self.side_files:
-                self.put_side(file, "target")
+            for file in self.sides.files:
+                self.sides.put_side(file, "target")
             self.note("committed")
-            self.publish(self.left(10.0), self.left(RELOAD_S))
+            self.sides.publish(self.left(10.0), self.left(RELOAD_S))
             if self.request.get("keep_standby"):
                 self.stand_by()
 
@@ -647,121 +485,20 @@ class Cutover:
         else:
             self.notes.append("the source is no standby: its mirror ended before it was one")
 
-    def put_side(self, file: Json, side: str) -> None:
-        put_file(self.job.state_dir, file["path"], file[side], file.get("mode"))
-
-    def publish(self, settle_s: float, reload_s: float = RELOAD_S) -> None:
-        disks = self.disks("source") + self.disks("target")
-        # Reading all units anew takes systemd longer than all the rest; it is of use only when
-        # it is something of systemd's that changed, which udev's rules are not.
-        for_systemd = any(
-            "/udev/rules.d/" not in file["path"]
-            and side_content(file, "source") != side_content(file, "target")
-            for file in self.side_files
-        )
-        skipped = publish(self.place, disks, bool(self.side_files), for_systemd, settle_s, reload_s)
-        self.notes.extend(text for text in skipped if "settle" in text)
-
     # -- 9. and 10. mount and start
 
     def mount_and_start(self, lenient: bool = False) -> None:
         self.note("mounting")
         with self.part("mount"):
-            self.mount_side("target", self.left)
+            self.bring_up("target", self.left)
         self.note("starting")
         with self.part("start"):
             self.start_services(self.left, lenient)
         now = {"monotonic": time.monotonic(), "wall": time.time()}
         self.note("settling", up_again=self.record["up_again"] or now)
 
-    def mount_side(self, side: str, time_for: Callable[[float], float]) -> None:
-        if self.layers:
-            refs = {pair["source"]["volume_id"]: pair[side] for pair in self.pairs}
-            assemble_stack(self.place, self.layers, refs, time.monotonic() + time_for(90.0))
-        for plan in self.mounts:
-            device = self.device(plan.filesystem, side)
-            entry = visible_mount(self.place, plan.target)
-            if entry is not None and device_number(entry) in self.numbers(other_side(side)):
-                unmount(entry.target, time_for(60.0))
-                entry = visible_mount(self.place, plan.target)
-            if entry is None or device_number(entry) != device.dev:
-                self.mount_one(plan, device, time_for)
-                self.restore_propagation(plan)
-            self.verify_mount(plan, device)
-
-    def restore_propagation(self, plan: MountPlan) -> None:
-        made = visible_mount(self.place, plan.target)
-        if made is not None and made.propagation != plan.propagation:
-            must(["mount", "--make-" + plan.propagation.split(",")[-1], plan.target])
-
-    def mount_one(
-        self, plan: MountPlan, device: Device, time_for: Callable[[float], float]
-    ) -> None:
-        if plan.unit:
-            run(["systemctl", "reset-failed", plan.unit])
-            ran = run(["systemctl", "start", plan.unit], time_for(90.0))
-            if ran.code != 0:
-                raise AgentError("failed", "{} did not start: {}".format(plan.unit, ran.complaint))
-            return
-        subvolume = "subvol=" + plan.root in plan.super_options.split(",")
-        if plan.root != "/" and not subvolume:
-            main = next(
-                (
-                    other
-                    for other in self.mounts
-                    if (other.filesystem, other.root) == (plan.filesystem, "/")
-                ),
-                None,
-            )
-            if main is None:
-                raise AgentError("failed", "nothing to bind {} from".format(plan.target))
-            must(["mount", "--bind", main.target + plan.root, plan.target], time_for(60.0))
-            flags = ",".join(word for word in plan.options.split(",") if word != "rw")
-            must(["mount", "-o", "remount,bind," + (flags or "rw"), plan.target], time_for(60.0))
-        else:
-            argv = ["mount", "-t", plan.fstype, "-o"]
-            tail = [device.path, plan.target]
-            ran = run([*argv, options_to_mount(plan), *tail], time_for(120.0))
-            if ran.code != 0:
-                self.notes.append(
-                    "{} is mounted with {} only, the kernel refused the rest: {}".format(
-                        plan.target, plan.options, ran.complaint
-                    )
-                )
-                must([*argv, plan.options, *tail], time_for(120.0))
-
-    def verify_mount(self, plan: MountPlan, device: Device) -> None:
-        """The right device, at the right place, the flags that were there before. Options that
-        follow from the device (stripe=, ssd) may differ and are told."""
-        entry = visible_mount(self.place, plan.target)
-        if entry is None or device_number(entry) != device.dev or entry.root != plan.root:
-            raise AgentError(
-                "failed",
-                "{} has {} mounted, expected {} ({})".format(
-                    plan.target,
-                    "nothing"
-                    if entry is None
-                    else "{} ({})".format(entry.source, device_number(entry)),
-                    device.path,
-                    device.dev,
-                ),
-            )
-        was, now = set(plan.options.split(",")), set(entry.options.split(","))
-        if was != now:
-            raise AgentError(
-                "failed",
-                "{} is mounted with {}, expected {}".format(
-                    plan.target, entry.options, plan.options
-                ),
-            )
-        if "ro" in entry.super_options.split(",") and "ro" not in plan.super_options.split(","):
-            raise AgentError("failed", "{} came up read-only".format(plan.target))
-        differ = set(plan.super_options.split(",")) ^ set(entry.super_options.split(","))
-        differ = {word for word in differ if not word.startswith("subvolid=")}
-        if differ:
-            self.notes.append(
-                "{}: options differ in {}".format(plan.target, ", ".join(sorted(differ)))
-            )
+    def bring_up(self, side: str, time_for: Callable[[float], float]) -> None:
+        self.sides.bring_up(self.mounts, side, time_for)
 
     def start_services(self, time_for: Callable[[float], float], lenient: bool) -> None:
         """Sockets first: one cannot be started once its service runs. After a restart of the guest
@@ -807,7 +544,7 @@ class Cutover:
 
     def look_after(self, before: Dict[str, Dict[str, str]], moves: Dict[str, int]) -> None:
         for plan in self.mounts:
-            self.verify_mount_stays(plan)
+            self.sides.verify_mount_stays(plan)
         for name, now in show(self.record["units"]).items():
             was = before[name]
             oneshot = now.get("Type") == "oneshot" and now.get("Result") == "success"
@@ -823,12 +560,6 @@ class Cutover:
                 if moves[name] > 2:
                     raise AgentError("failed", "the main process of {} keeps changing".format(name))
 
-    def verify_mount_stays(self, plan: MountPlan) -> None:
-        entry = visible_mount(self.place, plan.target)
-        device = self.device(plan.filesystem, "target")
-        if entry is None or device_number(entry) != device.dev:
-            raise AgentError("failed", "{} lost its mount while settling".format(plan.target))
-
     # -- going back
 
     def take_back(self, reason: str) -> int:
@@ -836,7 +567,7 @@ class Cutover:
         told, and the next one is tried all the same."""
         Log.say("going back: " + reason)
         problems: List[str] = []
-        if self.detach_first and self.source_is_gone() and not self.record["going_back"]:
+        if self.detach_first and self.sides.source_is_gone() and not self.record["going_back"]:
             if self.may_go_on_without_source():
                 return self.go_on(reason)
             if self.is_committed():
@@ -852,10 +583,10 @@ class Cutover:
             if self.record["source_hidden"] and not self.tried(problems, self.bring_back):
                 return self.stay_forward(reason, problems)
             self.note_was_live()
-            for file in reversed(self.side_files):
-                self.tried(problems, functools.partial(self.put_side, file, "source"))
+            for file in reversed(self.sides.files):
+                self.tried(problems, functools.partial(self.sides.put_side, file, "source"))
             self.tried(problems, self.mover.hide)
-            self.tried(problems, lambda: self.publish(30.0))
+            self.tried(problems, lambda: self.sides.publish(30.0))
         else:
             self.tried(problems, self.mover.hide)
         return self.end_on_source(reason, problems)
@@ -887,12 +618,12 @@ class Cutover:
             self.mover.show_source()
             self.note(source_hidden=False)
             return
-        for disk in self.disks("target"):
+        for disk in self.sides.disks("target"):
             set_disk_read_only(disk, True)
         try:
             self.mover.copy_back()
         finally:
-            for disk in self.disks("target"):
+            for disk in self.sides.disks("target"):
                 set_disk_read_only(disk, False)
         self.note(source_hidden=False, live=None)
 
@@ -907,14 +638,14 @@ class Cutover:
 
     def disks_found(self, problems: List[str], side: str) -> List[Disk]:
         found: List[Disk] = []
-        self.tried(problems, lambda: found.extend(self.disks(side)))
+        self.tried(problems, lambda: found.extend(self.sides.disks(side)))
         return found
 
     def wait_for_namespaces(self) -> None:
         """A final pass that was killed with its worker needs a moment to let go of both disks."""
-        for number in range(len(self.filesystems)):
+        for number in range(len(self.sides.filesystems)):
             for side in SIDES:
-                device = self.device(number, side)
+                device = self.sides.device(number, side)
                 if self.mover.has(device.path) or mounts_of(self.place, device.dev):
                     continue
                 if not wait_until_free(device.path, 20.0):
@@ -923,12 +654,12 @@ class Cutover:
     def is_partly_committed(self) -> bool:
         """Some side file does not have the source's content, the target can be recognised, or
         something of it is mounted."""
-        for file in self.side_files:
+        for file in self.sides.files:
             if content_if_plain(file["path"]) != side_content(file, "source"):
                 return True
         if self.record.get("shown"):
             return True
-        target = self.numbers("target")
+        target = self.sides.numbers("target")
         return any(device_number(entry) in target for entry in mount_table(self.place))
 
     def stop_again(self) -> None:
@@ -942,24 +673,11 @@ class Cutover:
 
     def mount_and_start_what_was_up(self, problems: List[str], side: str) -> None:
         """No service is started over an empty mount point: a database would begin anew there."""
-        whole = self.tried(problems, lambda: self.mount_side(side, lambda most: GO_BACK_S))
-        if whole or (self.mounts and self.is_mounted(side)):
+        whole = self.tried(problems, lambda: self.bring_up(side, lambda most: GO_BACK_S))
+        if whole or (self.mounts and self.sides.is_mounted(self.mounts, side)):
             self.start_what_was_up(problems)
         else:
             problems.append("services are left down, because their data is not mounted")
-
-    def is_mounted(self, side: str) -> bool:
-        """Whether all is mounted from that side, with whatever options."""
-        try:
-            for plan in self.mounts:
-                entry = visible_mount(self.place, plan.target)
-                device = self.device(plan.filesystem, side)
-                if entry is None or device_number(entry) != device.dev or entry.root != plan.root:
-                    return False
-        except AgentError as error:
-            Log.say("the {}: {}".format(side, error.what))
-            return False
-        return True
 
     def start_what_was_up(self, problems: List[str]) -> None:
         for name in self.record["triggers"] + self.record["units"][::-1]:
@@ -996,7 +714,7 @@ class Cutover:
             self.same_namespace()
             if not self.is_partly_committed():
                 raise AgentError("refused", "the source is the live side already")
-            self.note(mounts=[plan._asdict() for plan in self.plan_mounts("target")])
+            self.note(mounts=[plan._asdict() for plan in self.sides.plan_mounts("target")])
             self.remember_units([unit["name"] for unit in self.request.get("units", [])])
             if self.record.get("standby"):
                 self.mover.check()
@@ -1032,9 +750,9 @@ class Cutover:
     def put_target_away(self) -> None:
         self.let_go("target", lambda most: GO_BACK_S)
         self.mover.put_away()
-        for file in reversed(self.side_files):
-            self.put_side(file, "source")
-        self.publish(30.0)
+        for file in reversed(self.sides.files):
+            self.sides.put_side(file, "source")
+        self.sides.publish(30.0)
 
     def await_attach(self, most_s: float) -> None:
         """Putting the sources in is the controller's part. Beside one that is there the target may
@@ -1043,8 +761,8 @@ class Cutover:
         with self.part("attach"):
             self.deadline = time.monotonic() + most_s
             while True:
-                there = self.disks("source")
-                if len(there) == len(self.pairs):
+                there = self.sides.disks("source")
+                if len(there) == len(self.sides.pairs):
                     return
                 left_s = GO_BACK_S if there else self.deadline - time.monotonic()
                 if left_s <= 0:
@@ -1063,14 +781,14 @@ class Cutover:
         problems: List[str] = []
         self.note(staying=why)
         self.tried(problems, self.mover.show_again)
-        for file in self.side_files:
-            self.tried(problems, functools.partial(self.put_side, file, "target"))
-        self.tried(problems, lambda: self.publish(30.0))
+        for file in self.sides.files:
+            self.tried(problems, functools.partial(self.sides.put_side, file, "target"))
+        self.tried(problems, lambda: self.sides.publish(30.0))
         return problems
 
     def stay_on_target(self, why: str) -> int:
         problems = self.show_again(why)
-        if self.tried(problems, lambda: self.mount_side("target", lambda most: GO_BACK_S)):
+        if self.tried(problems, lambda: self.bring_up("target", lambda most: GO_BACK_S)):
             # A restart right after it was shown leaves it in use, so that this could not be told.
             self.note(kept=False)
         return self.stay_forward(self.record["going_back"], [why, *problems])
@@ -1132,27 +850,8 @@ class Cutover:
         return 0
 
 
-NOT_TO_MOUNT = ("seclabel", "subvolid", "sunit", "swidth", "stripe")
-
-
-def options_to_mount(plan: MountPlan) -> str:
-    """The options of a mounted filesystem as they can be given to mount(8): what only the kernel
-    can say, or what follows from the old device, is left out."""
-    words = plan.options.split(",")
-    for word in plan.super_options.split(","):
-        key = word.split("=")[0]
-        if word not in ("rw", "ro") and key not in NOT_TO_MOUNT:
-            words.append(word)
-    return ",".join(words)
-
-
 PASS_FIELDS = (
     "number", "final", "started_at", "copy_s", "compare_s", "files_total", "files_copied",
     "files_deleted", "bytes_copied", "files_compared", "bytes_compared", "changed_meanwhile",
     "healed", "watermark", "clock_offset", "boot_id", "chunks_copied", "chunks_compared",
 )  # fmt: skip
-
-
-def side_content(file: Json, side: str) -> Optional[bytes]:
-    text = file[side]
-    return None if text is None else to_bytes(text)

@@ -43,7 +43,7 @@ class FilesMover:
         self.inside = Inside(cutover.place, cutover.job.state_dir)
 
     def check(self) -> None:
-        for filesystem in self.cutover.filesystems:
+        for filesystem in self.cutover.sides.filesystems:
             self.check_target(filesystem)
         if self.request.get("watermark") is not None:
             why = full_reason(self.request, self.place.boot_id, clock_offset())
@@ -167,7 +167,7 @@ class BlocksMover:
     def show(self) -> None:
         kept = self.cutover.record["withheld"]
         self.cutover.note(shown=True)
-        if self.cutover.source_is_gone():
+        if self.cutover.sides.source_is_gone():
             self.show_from_files(kept)
             return
         try:
@@ -245,7 +245,8 @@ class BlocksMover:
     def keep(self, number: int, file: DiskFile) -> Json:
         one = self.cutover.record["withheld"][number]
         sizes = {
-            pair["target"]["volume_id"]: pair["source"]["size_bytes"] for pair in self.cutover.pairs
+            pair["target"]["volume_id"]: pair["source"]["size_bytes"]
+            for pair in self.cutover.sides.pairs
         }
         known = ranges_of(one)
         beyond = beyond_source(sizes[one["target"]["volume_id"]], file.size_bytes)
@@ -280,7 +281,7 @@ class BlocksMover:
         """From what was kept of it before it was hidden. It was not written to since."""
         self.end_mirror()
         for number, one in enumerate(self.cutover.record["withheld"] or []):
-            source = self.cutover.pairs[number]["source"]
+            source = self.cutover.sides.pairs[number]["source"]
             set_disk_read_only(resolve(self.place, source), False)
             show_from_file(self.place, dict(one, target=source), ranges_of(one), self.kept_in(one))
 
