@@ -1,11 +1,10 @@
 """Jobs cutover and cutback: from the first service stopped to the last one started."""
 
-import contextlib
 import functools
 import os
 import signal
 import time
-from typing import Any, Callable, Dict, Iterator, List
+from typing import Any, Callable, Dict, List
 
 from volferry.agent.basics import (
     FORWARD_PHASES,
@@ -20,8 +19,6 @@ from volferry.agent.basics import (
     Stopped,
     must,
     one_line,
-    read_json,
-    write_json,
 )
 from volferry.agent.disks import Disk, set_disk_read_only, wait_until_free
 from volferry.agent.holders import read_link
@@ -29,6 +26,7 @@ from volferry.agent.install import content_if_plain, current_content
 from volferry.agent.jobs import Job, Supervisor, where
 from volferry.agent.mounts import device_number, mount_table, mounts_of
 from volferry.agent.movers import MOVER_OF
+from volferry.agent.record import Recorded
 from volferry.agent.services import (
     is_up,
     show,
@@ -37,7 +35,7 @@ from volferry.agent.services import (
     system_is_stopping,
     user_command,
 )
-from volferry.agent.sides import SIDES, MountPlan, Sides, side_content
+from volferry.agent.sides import SIDES, side_content
 from volferry.agent.stack import stack_problem
 
 EARLY_LOOK_S = 5.0
@@ -49,7 +47,7 @@ GO_BACK_S = 300.0
 it."""
 
 
-class Cutover:
+class Cutover(Recorded):
     """From the first service stopped to the last one started, and back again when anything fails.
 
     The record ``cutover.json`` is written before each phase. It is read by nobody but ``recover``,
@@ -60,95 +58,10 @@ class Cutover:
     """
 
     def __init__(self, place: Place, job: Job, asked_for: Json) -> None:
-        self.place, self.job = place, job
-        self.job_id: str = asked_for["job_id"]
-        self.back_only = asked_for["job"] == "cutback"
-        self.request: Json = asked_for["request"]
-        self.notes: List[str] = []
-        self.sides = Sides(place, self.request, job.state_dir, self.notes)
+        super().__init__(place, job, asked_for)
         self.supervisor = Supervisor(place, os.path.basename(job.state_dir))
         self.mover = MOVER_OF[self.request.get("method") or "rsync"](self)
-        self.deadline = time.monotonic() + 3600
-        self.current_part = ""
-        self.part_began = 0.0
         self.terminated = False
-        stored: Json = read_json(job.path("cutover.json")) or {}
-        self.found_record = stored.get("job_id") == self.job_id
-        # A record that an older agent began lacks what came to it since.
-        self.record: Json = dict(self.new_record(), **(stored if self.found_record else {}))
-        if self.back_only and not self.found_record:
-            # What the cutover has shown has to be hidden again.
-            known = ("shown", "withheld", "standby", "source_hidden", "live", "kept")
-            self.record.update({key: stored.get(key) for key in known})
-
-    def new_record(self) -> Json:
-        return {
-            "job_id": self.job_id,
-            "phase": "armed",
-            "boot_id": self.place.boot_id,
-            "wall": time.time(),
-            "runs": 0,
-            "stopped": None,
-            "up_again": None,
-            "units": [],
-            "triggers": [],
-            "mounts": [],
-            "stop_commands": False,
-            "start_commands": False,
-            "parts": {},
-            "going_back": "",
-            "final_pass_begun": False,
-            "final_pass": None,
-            "withheld": None,
-            "shown": False,
-            "kept": False,
-            "staying": "",
-            "standby": False,
-            "source_hidden": False,
-            "live": None,
-            "was_live_s": 0.0,
-            "gone_at_boot": "",
-            "outcome": None,
-        }
-
-    # -- the record
-
-    def note(self, phase: str = "", **facts: Any) -> None:
-        if phase:
-            self.record["phase"] = phase
-        self.record.update(facts)
-        write_json(self.job.path("cutover.json"), self.record)
-        if phase:
-            Log.say("phase {}".format(phase))
-            self.job.report(phase, force=True, what=phase)
-
-    @contextlib.contextmanager
-    def part(self, name: str) -> Iterator[None]:
-        """Measure a part of the downtime on the monotonic clock."""
-        began = time.monotonic()
-        try:
-            yield
-        finally:
-            self.add_part(name, time.monotonic() - began)
-
-    def add_part(self, name: str, seconds: float) -> None:
-        parts = self.record["parts"]
-        parts[name] = round(parts.get(name, 0.0) + seconds, 4)
-
-    def left(self, most_s: float) -> float:
-        left = self.deadline - time.monotonic()
-        if left <= 0:
-            raise AgentError(
-                "failed",
-                "the cutover did not end within its deadline of {:.0f} s (in phase '{}')".format(
-                    self.deadline_s, self.record["phase"]
-                ),
-            )
-        return min(most_s, left)
-
-    @property
-    def deadline_s(self) -> float:
-        return float(self.request.get("deadline_s") or 120.0)
 
     def on_sigterm(self, number: int, frame: Any) -> None:
         """Before the commit: take it back. After it: finishing is the shorter way."""
@@ -330,10 +243,6 @@ class Cutover:
         user_command(self.place, command, timeout_s, self.job.path("command.log"))
 
     # -- 3. to 5. unmount, prove it, forbid writing
-
-    @property
-    def mounts(self) -> List[MountPlan]:
-        return [MountPlan(**plan) for plan in self.record["mounts"]]
 
     def unmount_all(self, side: str) -> None:
         """Every mount of that side, last first; then the proof that nobody has it in another mount
@@ -795,29 +704,6 @@ class Cutover:
 
     # -- the end
 
-    def outcome(self, result: str, reason: str, settled: bool = False) -> Json:
-        """model.Outcome. Downtime: from the first service stopped to the last one started."""
-        stopped, up = self.record["stopped"], self.record["up_again"]
-        same_boot = self.record["boot_id"] == self.place.boot_id
-        clock = "monotonic" if same_boot else "wall"
-        downtime_s = max(0.0, up[clock] - stopped[clock]) if stopped and up else 0.0
-        final = self.record["final_pass"]
-        return {
-            "result": result,
-            "live": "target" if result == "committed" else "source",
-            "reason": reason,
-            "downtime_s": round(downtime_s, 3),
-            "parts": self.record["parts"],
-            "clock": clock,
-            "final_pass": None
-            if final is None
-            else {key: final[key] for key in PASS_FIELDS if key in final},
-            "settled": settled,
-            "problems": self.record.get("problems", []),
-            "standby": bool(self.record.get("standby")),
-            "was_live_s": self.record["was_live_s"] if result == "reverted" else 0.0,
-        }
-
     def conclude(self, result: str, reason: str, settled: bool = False) -> int:
         if result == "committed" and settled:
             self.mover.leave()
@@ -848,10 +734,3 @@ class Cutover:
             ).as_json()
         self.job.end(result, error)
         return 0
-
-
-PASS_FIELDS = (
-    "number", "final", "started_at", "copy_s", "compare_s", "files_total", "files_copied",
-    "files_deleted", "bytes_copied", "files_compared", "bytes_compared", "changed_meanwhile",
-    "healed", "watermark", "clock_offset", "boot_id", "chunks_copied", "chunks_compared",
-)  # fmt: skip

@@ -26,6 +26,7 @@ from volferry.agent.listen import ask_listener
 from volferry.agent.mirror import ORDERS, held_target, hide_again, keep_withheld, show_from_file
 from volferry.agent.passes import full_reason
 from volferry.agent.prepare import same_type
+from volferry.agent.record import Recorded
 
 PASS_REQUEST = (
     "method", "filesystems", "exclude", "watermark", "clock_offset", "boot_id", "slack_s"
@@ -37,7 +38,7 @@ class FilesMover:
 
     holds_target = False
 
-    def __init__(self, cutover: Any) -> None:
+    def __init__(self, cutover: Recorded) -> None:
         self.cutover = cutover
         self.place, self.request = cutover.place, cutover.request
         self.inside = Inside(cutover.place, cutover.job.state_dir)
@@ -136,7 +137,7 @@ class BlocksMover:
     holds_target = True
     """It has the target open exclusively until ``show``."""
 
-    def __init__(self, cutover: Any) -> None:
+    def __init__(self, cutover: Recorded) -> None:
         self.cutover = cutover
         self.place, self.request = cutover.place, cutover.request
         self.folder = lane_dir(cutover.place, os.path.basename(cutover.job.state_dir), "mirror")
