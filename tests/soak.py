@@ -106,8 +106,11 @@ class Soak:
             running.wait(at_s)
         rolled_back = self.strike(scene, running, fault)
         running.wait(PATIENT_S)
-        while scene.volferry.stands() is None:  # it never came to its first step
+        for _ in range(5):  # it may never have come to its first step
+            if scene.volferry.stands():
+                break
             scene.begin(*more).wait(PATIENT_S)
+        assert scene.volferry.stands(), "it was refused five times"
         if not rolled_back:
             scene.resume_to_the_end(tries=6)
         scene.proxy.chance = lambda method, path: ""

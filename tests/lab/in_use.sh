@@ -54,3 +54,4 @@ WantedBy=multi-user.target
 UNIT
 systemctl daemon-reload
 systemctl enable -q --now "$6"
+sync  # a guest that is reset next has it all
