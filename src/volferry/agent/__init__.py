@@ -43,8 +43,7 @@ Verbs
 ``facts``      {refs: [REF], units: [str]?, walk_s: float?}            -> see ``verb_facts``
 ``install``    {transfer, sources: [REF], program_b64: str}           -> {state_dir, agent,
                                                                            claims: [path]}
-               the program's text in base64, as it is or compressed by zlib: Linux takes no argument
-               of a command beyond 128 KiB, and over stdin the request is one
+               the program's text in base64, as it is or compressed by zlib
 ``apply``      {transfer, files: [FILE], udev: bool, trigger: [REF], systemd: bool}
                FILE {path, content: str|null, mode: int?, expect: str|null ?}
                                    -> {written: [path], removed: [path], same: [path],

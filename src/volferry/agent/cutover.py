@@ -568,7 +568,12 @@ class Cutover(Recorded):
                 return True
         if self.record.get("shown"):
             return True
-        target = self.sides.numbers("target")
+        try:
+            target = self.sides.numbers("target")
+        except AgentError as error:
+            # Of a disk that is not what it was nothing was shown. Going back must not end on it.
+            Log.say("the target: {}".format(error.what))
+            return False
         return any(device_number(entry) in target for entry in mount_table(self.place))
 
     def stop_again(self) -> None:
@@ -584,6 +589,9 @@ class Cutover(Recorded):
         """No service is started over an empty mount point: a database would begin anew there."""
         whole = self.tried(problems, lambda: self.bring_up(side, lambda most: GO_BACK_S))
         if whole or (self.mounts and self.sides.is_mounted(self.mounts, side)):
+            if side == "target":
+                # From here on it is written to, and what was kept of it is not what it holds.
+                self.note(kept=False)
             self.start_what_was_up(problems)
         else:
             problems.append("services are left down, because their data is not mounted")
@@ -618,10 +626,11 @@ class Cutover(Recorded):
         go_back = self.go_back_detached if self.detach_first else self.take_back
         if self.record["going_back"]:
             return go_back(self.record["going_back"])
-        reason = "going back was asked for"
+        reason, live = "going back was asked for", "committed"
         try:
             self.same_namespace()
             if not self.is_partly_committed():
+                live = "reverted"
                 raise AgentError("refused", "the source is the live side already")
             self.note(mounts=[plan._asdict() for plan in self.sides.plan_mounts("target")])
             self.remember_units([unit["name"] for unit in self.request.get("units", [])])
@@ -630,7 +639,6 @@ class Cutover(Recorded):
             if self.place.has_systemd:
                 self.supervisor.enable(early=self.detach_first)
         except Exception as error:  # noqa: BLE001 - nothing was touched yet
-            live = "reverted" if not self.is_partly_committed() else "committed"
             return self.conclude(live, self.words(error))
         now = time.monotonic()
         self.deadline = now + self.deadline_s
@@ -697,9 +705,6 @@ class Cutover(Recorded):
 
     def stay_on_target(self, why: str) -> int:
         problems = self.show_again(why)
-        if self.tried(problems, lambda: self.bring_up("target", lambda most: GO_BACK_S)):
-            # A restart right after it was shown leaves it in use, so that this could not be told.
-            self.note(kept=False)
         return self.stay_forward(self.record["going_back"], [why, *problems])
 
     # -- the end
