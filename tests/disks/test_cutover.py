@@ -270,7 +270,7 @@ def test_a_fault_in_the_final_pass(
 def test_a_final_copy_past_the_deadline_is_taken_back(world: World, stand_in: StandIn) -> None:
     armed(world)
     stand_in("rsync", VERSION + "exec sleep 600\n")
-    outcome = goes_back(world, None, "deadline", deadline_s=2)
+    outcome = goes_back(world, None, "--cutover-timeout", deadline_s=2)
     assert outcome["downtime_s"] < 20
 
 

@@ -2,6 +2,8 @@
 
 import ast
 import inspect
+import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +13,10 @@ import pytest
 
 import volferry
 from volferry import operations
+from volferry.agent import basics, services
+from volferry.agent.cutover import Cutover
+from volferry.agent.jobs import Job
+from volferry.agent.passes import FinalPass, LivePass
 from volferry.channels import run_here
 from volferry.channels.ssh import Ssh
 from volferry.cli import program
@@ -61,16 +67,83 @@ BOUNDED: dict[str, tuple[str, ...] | str] = {
 }  # fmt: skip
 
 
+AGENT_WAITING = {"sleep", "wait", "communicate", "select", "settimeout", "wait_until_free"}
+
+# Where the agent waits, whatever the module: how the message of one that expires says what it was,
+# or in words why there is no such message.
+TOLD, CLOCK = "told_limit(", "set_by("
+IN_THE_AGENT: dict[str, str] = {
+    "run": TOLD,
+    "user_command": TOLD,
+    "ask_listener": TOLD,
+    "unmount": TOLD,
+    "mount_device": TOLD,
+    "verb_start": TOLD,
+    "wait_for_paths": TOLD,
+    "close_with": TOLD,
+    "open_array": TOLD,
+    "Cutover.nobody_has_open": TOLD,
+    "Cutover.let_go": TOLD,
+    "Cutover.final_pass": TOLD,
+    "Cutover.await_detach": TOLD,
+    "Cutover.wait_for_namespaces": TOLD,
+    "Cutover.await_attach": TOLD,
+    "DiskFile.reread_partitions": TOLD,
+    "FilesMover.check_target": TOLD,
+    "FinalPass.copy": TOLD,
+    "Inside.prepare": TOLD,
+    "Inside.listen": CLOCK,
+    "Preparation.run": TOLD,
+    "Preparation.wait_for_partitions": TOLD,
+    "RsyncMover.run": TOLD,
+    "Tracker.close": TOLD,
+    "RsyncMover.follow": "RsyncMover.run tells it",
+    "Cutover.early_on_the_way": "EARLY_LOOK_S, then the source is taken for gone",
+    "Cutover.settle": "--settle, which is how long it is to watch",
+    "Listener.accept": "until it is closed",
+    "Listener.serve": "10 s for a line of the caller's; its log has what came of it",
+    "Mirror.run": "5 s for its own thread at the end",
+    "Mirror.keep_draining": "as long as it lives",
+    "Mirror.turn": "for the next order, as long as it lives",
+    "Mirror.obey": "who asked has a limit of its own",
+    "Mirror.judge": "10 s for a write under way, whose message is of the chunks that differ",
+    "Mirror.open_pair": "5 s, then the open says who has it",
+    "held_target": "10 s, then the open says that somebody has it",
+    "Supervisor.start_unit": "10 s, then it is told to start all the same",
+    "Throttle.pay": "a pause, at most 1 s",
+    "end_process": "5 s, then what is stuck in the kernel is left",
+    "in_child": "says that it was cut off, and has what was told by then",
+    "locked": "says that it did not get it",
+    "reap": "its caller's time, then a zombie is left",
+    "supervise": "for the worker, which has the deadlines",
+    "verb_stop": "grace_s, then it is killed; 10 s, then its state is told",
+    "verb_tell": "ask_listener tells it",
+    "wait_until_free": "says that it is not free",
+}
+
+
+def waits_in_the_agent() -> Iterator[tuple[str, str]]:
+    """``Class.function`` and its text for each call of the agent that may wait."""
+    for path in sorted((ROOT / "agent").glob("*.py")):
+        text = path.read_text()
+        found = set(_inside(ast.parse(text), "", AGENT_WAITING))
+        for place in ast.walk(ast.parse(text)):
+            for node in place.body if isinstance(place, ast.Module | ast.ClassDef) else ():
+                above = f"{place.name}." if isinstance(place, ast.ClassDef) else ""
+                if isinstance(node, ast.FunctionDef) and above + node.name in found:
+                    yield above + node.name, ast.get_source_segment(text, node) or ""
+
+
 def waits() -> Iterator[str]:
-    """``file Class.function`` of each call that may wait. The agent has its own list of deadlines
-    (``test_language`` and its docstring), because it runs elsewhere."""
+    """``file Class.function`` of each call outside the agent that may wait."""
     for path in sorted(ROOT.rglob("*.py")):
         name = path.relative_to(ROOT).as_posix()
         if not name.startswith("agent/"):
-            yield from (f"{name} {where}" for where in _inside(ast.parse(path.read_text()), ""))
+            found = _inside(ast.parse(path.read_text()), "", WAITING)
+            yield from (f"{name} {where}" for where in found)
 
 
-def _inside(node: ast.AST, where: str) -> Iterator[str]:
+def _inside(node: ast.AST, where: str, waiting: set[str]) -> Iterator[str]:
     for child in ast.iter_child_nodes(node):
         here = where
         if isinstance(child, ast.ClassDef):
@@ -80,9 +153,12 @@ def _inside(node: ast.AST, where: str) -> Iterator[str]:
         elif isinstance(child, ast.Call):
             called = child.func
             said = called.attr if isinstance(called, ast.Attribute) else getattr(called, "id", "")
-            if said in WAITING:
+            on_name = isinstance(called, ast.Attribute) and isinstance(called.value, ast.Name)
+            limited = any(keyword.arg == "timeout" for keyword in child.keywords)
+            ours = waiting is AGENT_WAITING and (limited or (said == "join" and on_name))
+            if said in waiting or ours:
                 yield where
-        yield from _inside(child, here)
+        yield from _inside(child, here, waiting)
 
 
 def flags(command: click.Command) -> set[str]:
@@ -142,3 +218,71 @@ def test_a_deadline_given_to_resume_is_kept(tmp_path: Path) -> None:
         operations._wait_longer(store, store.transfer(world.ID), {"attach_s": 7.0})
         assert store.transfer(world.ID).plan.wanted.timeouts.attach_s == 7.0
         assert store.transfer(world.ID).plan.wanted.timeouts.detach_s == Timeouts().detach_s
+
+
+def test_every_wait_of_the_agent_is_listed() -> None:
+    assert sorted({place for place, _ in waits_in_the_agent()}) == sorted(IN_THE_AGENT)
+
+
+@pytest.mark.parametrize("place", [p for p, by in IN_THE_AGENT.items() if by in (TOLD, CLOCK)])
+def test_the_agents_message_says_how_long_and_what_sets_it(place: str) -> None:
+    assert IN_THE_AGENT[place] in dict(waits_in_the_agent())[place]
+
+
+def test_a_limit_keeps_its_name_until_it_is_told() -> None:
+    rest = basics.Limit(12.3, "what was left of --cutover-timeout")
+    assert basics.told_limit(rest) == "12 s (what was left of --cutover-timeout)"
+    assert basics.told_limit(min(60.0, rest)) == basics.told_limit(rest)
+    assert basics.told_limit(min(5.0, rest)) == "5 s (a fixed limit)"
+    assert basics.set_by(time.monotonic() + rest) == "what was left of --cutover-timeout"
+    assert json.dumps({"deadline_s": rest}) == '{"deadline_s": 12.3}'
+
+
+def test_a_program_of_the_guest_that_does_not_end_says_whose_limit_it_was(tmp_path: Path) -> None:
+    fixed = r"sleep 30 did not end within 0 s \(a fixed limit\)"
+    with pytest.raises(basics.AgentError, match=fixed):
+        basics.run(["sleep", "30"], 0.1)
+    rest = basics.Limit(0.1, "what was left of --cutover-timeout")
+    place = basics.Place({"run": str(tmp_path)})
+    with pytest.raises(basics.AgentError, match=r"'sleep 30' did not end .*--cutover-timeout\)"):
+        services.user_command(place, "sleep 30", rest, str(tmp_path / "out"))
+
+
+def test_a_cutover_out_of_time_names_its_flag(tmp_path: Path) -> None:
+    cutover = agent_cutover(tmp_path, deadline_s=7)
+    cutover.deadline = time.monotonic() + 5
+    assert basics.told_limit(cutover.left(60.0)) == "5 s (what was left of --cutover-timeout)"
+    assert basics.told_limit(cutover.left(2.0)) == "2 s (a fixed limit)"
+    cutover.deadline = time.monotonic() - 1
+    with pytest.raises(basics.AgentError, match=r"within 7 s \(--cutover-timeout\)"):
+        cutover.left(60.0)
+
+
+def test_a_source_that_does_not_come_names_the_flag_or_the_limit_of_a_boot(tmp_path: Path) -> None:
+    cutover = agent_cutover(tmp_path, deadline_s=0.1)
+    with pytest.raises(basics.AgentError, match=r"within 0 s \(--cutover-timeout\)"):
+        cutover.await_attach(cutover.deadline_s)
+    with pytest.raises(basics.AgentError, match=r"within 0 s \(a fixed limit\)"):
+        cutover.await_attach(0.1)
+
+
+def agent_cutover(tmp_path: Path, deadline_s: float) -> Cutover:
+    folder = tmp_path / "transfer"
+    for made in (folder, tmp_path / "sys" / "block"):
+        made.mkdir(parents=True)
+    place = basics.Place({"sys": str(tmp_path / "sys"), "run": str(tmp_path / "run")})
+    ref = {"volume_id": "7f3c9d1e-1111-4222-8333-444455556666", "size_bytes": 1 << 30}
+    request = {
+        "filesystems": [],
+        "pairs": [{"source": ref, "target": {**ref, "volume_id": ref["volume_id"][::-1]}}],
+        "deadline_s": deadline_s,
+    }
+    asked_for = {"job": "cutover", "job_id": "cutover-1", "request": request}
+    return Cutover(place, Job(place, str(folder)), asked_for)
+
+
+def test_a_pass_out_of_time_names_its_flag(tmp_path: Path) -> None:
+    for kind, flag in ((LivePass, "--sync-timeout"), (FinalPass, "--cutover-timeout")):
+        one = kind(basics.Place(), str(tmp_path), {"deadline_s": 0}, lambda *_, **__: None)
+        with pytest.raises(basics.AgentError, match=rf"within 0 s \(what was left of {flag}\)"):
+            one.left(60.0)

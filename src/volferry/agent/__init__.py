@@ -90,7 +90,7 @@ its root at the filesystem's root.
 
     {"method": "rsync", "filesystems": [FS], "number": int, "exclude": [path], "slack_s": 30.0,
      "watermark": float|null, "clock_offset": float|null, "boot_id": str|null,
-     "bwlimit_bytes_s": int|null}
+     "bwlimit_bytes_s": int|null, "deadline_s": float?}
     -> model.Pass's fields, and "clock_offset": float, "boot_id": str, "full": bool,
        "itemized_counts": {str: int}, "notes": [str]
 

@@ -79,6 +79,30 @@ class Shutdown(BaseException):
     """The system is going down: leave everything as the record says, the next boot goes on."""
 
 
+class Limit(float):
+    """Seconds that a wait may take, with what sets them; a plain number is a fixed one. A point on
+    the clock that it is added to keeps the name."""
+
+    setter: str
+
+    def __new__(cls, seconds: float, setter: str) -> "Limit":
+        limit = super().__new__(cls, seconds)
+        limit.setter = setter
+        return limit
+
+    def __radd__(self, clock: float) -> "Limit":
+        return Limit(clock + float(self), self.setter)
+
+
+def set_by(limit: float) -> str:
+    return getattr(limit, "setter", "a fixed limit")
+
+
+def told_limit(seconds: float) -> str:
+    """How long was waited and what would make it longer, for the message of a wait that expired."""
+    return "{:.0f} s ({})".format(seconds, set_by(seconds))
+
+
 def one_line(text: str) -> str:
     return " ".join(text.split())
 
@@ -291,7 +315,7 @@ def run(argv: List[str], timeout_s: float = COMMAND_S, stdin: bytes = b"") -> Ra
     except subprocess.TimeoutExpired:
         end_process(process)
         raise AgentError(
-            "failed", "{} did not end within {:.0f} s".format(" ".join(argv[:6]), timeout_s)
+            "failed", "{} did not end within {}".format(" ".join(argv[:6]), told_limit(timeout_s))
         )
     except BaseException:
         end_process(process)

@@ -22,11 +22,13 @@ try:
 except ImportError:  # a minimal Python has none; comparing is slower then
     ctypes = None  # type: ignore[assignment]
 
-from volferry.agent.basics import MIB, AgentError, to_bytes
+from volferry.agent.basics import MIB, AgentError, to_bytes, told_limit
 from volferry.agent.chunks import ChunkSet
 from volferry.agent.disks import Disk
 
 BLKRRPART = 0x125F  # linux/fs.h
+REREAD_S = 10.0
+"""Programs of udev have a partition open for moments."""
 LEAST_CHUNK = 4 * 1024
 """What filesystems allocate by. A page of a database is 8 or 16 KiB but lies anywhere: 1024 of
 16 KiB lay in 2144 chunks of 16 KiB, 34 MiB to be copied, and in 4528 of 4 KiB, 18 MiB."""
@@ -143,7 +145,7 @@ class DiskFile:
 
     def reread_partitions(self) -> None:
         """Let the kernel read the partition table again. A disk without is no fault."""
-        deadline = time.monotonic() + 10.0
+        deadline = time.monotonic() + REREAD_S
         while True:
             try:
                 fcntl.ioctl(self.file.fileno(), BLKRRPART)
@@ -152,10 +154,13 @@ class DiskFile:
                 if error.errno in (errno.EINVAL, errno.ENOTTY):
                     return
                 if error.errno != errno.EBUSY or time.monotonic() > deadline:
+                    busy = error.errno == errno.EBUSY
                     raise AgentError(
                         "failed",
-                        "the kernel does not read the partitions of {} again: {}".format(
-                            self.path, error.strerror
+                        "the kernel does not read the partitions of {} again: {}{}".format(
+                            self.path,
+                            error.strerror,
+                            ", still after " + told_limit(REREAD_S) if busy else "",
                         ),
                     )
             time.sleep(0.02)  # a probing program has a partition open

@@ -19,6 +19,7 @@ from volferry.agent.basics import (
     Stopped,
     must,
     one_line,
+    told_limit,
 )
 from volferry.agent.disks import Disk, set_disk_read_only, wait_until_free
 from volferry.agent.holders import read_link
@@ -45,6 +46,7 @@ EARLY_S = 60.0
 GO_BACK_S = 300.0
 """Deadline of each command while going back: generous, for there is nothing to go back to from
 it."""
+NAMESPACES_S = 20.0
 
 
 class Cutover(Recorded):
@@ -268,9 +270,13 @@ class Cutover(Recorded):
         with self.part("release"):
             for side in SIDES[:1] if self.mover.holds_target else SIDES:
                 for path in self.sides.paths(side):
-                    if not wait_until_free(path, self.left(10.0)):
+                    most_s = self.left(10.0)
+                    if not wait_until_free(path, most_s):
                         raise AgentError(
-                            "busy", "{} is still held after the final pass".format(path)
+                            "busy",
+                            "{} is still held {} after the final pass".format(
+                                path, told_limit(most_s)
+                            ),
                         )
 
     # -- 8. what an initramfs puts together by itself: the source has to go first
@@ -298,8 +304,13 @@ class Cutover(Recorded):
                 if time.monotonic() >= ends:
                     raise AgentError(
                         "failed",
-                        "the source ({}) was not detached by the cutover's deadline of "
-                        "{:.0f} s".format(", ".join(left), self.deadline_s),
+                        "the source ({}) was not detached within {}{}".format(
+                            ", ".join(left),
+                            told_limit(self.deadline_s),
+                            ", nor in {} more".format(told_limit(GO_BACK_S))
+                            if len(left) < len(self.sides.pairs)
+                            else "",
+                        ),
                     )
                 self.job.report(
                     "awaiting", what="awaiting", left_s=round(ends - time.monotonic(), 1)
@@ -557,8 +568,9 @@ class Cutover(Recorded):
                 device = self.sides.device(number, side)
                 if self.mover.has(device.path) or mounts_of(self.place, device.dev):
                     continue
-                if not wait_until_free(device.path, 20.0):
-                    raise AgentError("busy", "{} is held by somebody".format(device.path))
+                if not wait_until_free(device.path, NAMESPACES_S):
+                    what = "{} is still held by somebody after {}"
+                    raise AgentError("busy", what.format(device.path, told_limit(NAMESPACES_S)))
 
     def is_partly_committed(self) -> bool:
         """Some side file does not have the source's content, the target can be recognised, or
@@ -685,9 +697,7 @@ class Cutover(Recorded):
                 if left_s <= 0:
                     raise AgentError(
                         "failed",
-                        "the source was not attached within the deadline of {:.0f} s".format(
-                            most_s
-                        ),
+                        "the source was not attached within {}".format(told_limit(most_s)),
                     )
                 self.leave_if_stopping()
                 self.job.report("awaiting", what="awaiting", left_s=round(left_s, 1))

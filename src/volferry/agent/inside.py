@@ -1,5 +1,6 @@
 """The final pass in a process of its own, in its private mount namespace."""
 
+import contextlib
 import json
 import os
 import select
@@ -20,7 +21,9 @@ from volferry.agent.basics import (
     end_process,
     launch,
     say,
+    set_by,
     to_text,
+    told_limit,
 )
 from volferry.agent.jobs import attempt, end_group, own_namespace
 from volferry.agent.passes import FinalPass
@@ -51,7 +54,12 @@ class Inside:
         ready = select.select([self.process.stdout], [], [], COMMAND_S)[0]
         if not ready or not os.read(self.process.stdout.fileno(), 64).startswith(b"{"):
             self.end()
-            raise AgentError("failed", "the process for the final pass did not come up")
+            raise AgentError(
+                "failed",
+                "the process for the final pass did not come up within {}".format(
+                    told_limit(COMMAND_S)
+                ),
+            )
 
     def run(self, request: Json, deadline: float, heard: Callable[[Json], None]) -> Json:
         assert self.process is not None
@@ -75,7 +83,12 @@ class Inside:
         while True:
             left = deadline - time.monotonic()
             if left <= 0:
-                raise AgentError("failed", "the final pass did not end by the cutover's deadline")
+                raise AgentError(
+                    "failed",
+                    "the final pass did not end by the cutover's deadline ({})".format(
+                        set_by(deadline)
+                    ),
+                )
             if not select.select([fd], [], [], left)[0]:
                 continue
             chunk = os.read(fd, 65536)
@@ -88,7 +101,8 @@ class Inside:
                 if "ok" not in said:
                     heard(said)
                 elif said["ok"]:
-                    process.wait(timeout=max(1.0, deadline - time.monotonic()))
+                    with contextlib.suppress(subprocess.TimeoutExpired):  # ``end`` kills it
+                        process.wait(timeout=max(1.0, deadline - time.monotonic()))
                     result: Json = said["result"]
                     return result
                 else:

@@ -32,6 +32,7 @@ from volferry.agent.basics import (
     run,
     safe_name,
     to_bytes,
+    told_limit,
     write_atomically,
     write_json,
 )
@@ -41,6 +42,7 @@ JOBS = ("prepare", "pass", "cutover", "cutback", "mirror")
 
 
 LANES = ("", "mirror")
+START_S = 20.0
 """A transfer does one job at a time, and beside it the mirror, which lives from before the snapshot
 until the end. Each lane has a folder of its own, and a unit of its own."""
 
@@ -372,9 +374,14 @@ def verb_start(place: Place, request: Json) -> Json:
     if name not in JOBS:
         raise AgentError("usage", "there is no job '{}'".format(name))
     supervisor = Supervisor(place, transfer, lane)
-    with locked(os.path.join(state_dir, "start.lock"), 20) as got:
+    with locked(os.path.join(state_dir, "start.lock"), START_S) as got:
         if not got:
-            raise AgentError("busy", "another start of transfer '{}' is under way".format(transfer))
+            raise AgentError(
+                "busy",
+                "another start of transfer '{}' is still under way after {}".format(
+                    transfer, told_limit(START_S)
+                ),
+            )
         job = Job(place, state_dir)
         before, state = job.read(), job.state()
         kind = "systemd" if place.has_systemd else "daemon"

@@ -13,7 +13,7 @@ import threading
 import time
 from typing import Any, Callable, Iterator
 
-from volferry.agent.basics import AgentError, Json, Log, to_bytes, to_text
+from volferry.agent.basics import AgentError, Json, Log, to_bytes, to_text, told_limit
 
 LONGEST_LINE = 1 << 20
 SOCKET = "socket"
@@ -128,7 +128,7 @@ def ask_listener(folder: str, message: Json, timeout_s: float) -> Any:
             line = read_a_line(stream)
         except socket.timeout:
             raise AgentError(
-                "failed", "'{}' was not answered within {:.0f} s".format(what, timeout_s)
+                "failed", "'{}' was not answered within {}".format(what, told_limit(timeout_s))
             )
         except OSError as error:
             raise AgentError("failed", "'{}' was cut off: {}".format(what, error))

@@ -323,7 +323,11 @@ class Mirror(Follower):
 
         def tick(first: int, count: int, length: int) -> None:
             if time.monotonic() > deadline:
-                raise AgentError("failed", "the final copy did not end by the cutover's deadline")
+                raise AgentError(
+                    "failed",
+                    "the final copy did not end within the {:.0f} s that were left "
+                    "(--cutover-timeout)".format(message["deadline_s"]),
+                )
 
         while self.drain():
             pass

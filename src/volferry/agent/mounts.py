@@ -5,8 +5,20 @@ import re
 import time
 from typing import List, NamedTuple, Optional
 
-from volferry.agent.basics import AgentError, Json, Place, must, read_text, run, to_bytes
+from volferry.agent.basics import (
+    AgentError,
+    Json,
+    Place,
+    must,
+    read_text,
+    run,
+    to_bytes,
+    told_limit,
+)
 from volferry.agent.disks import Device, resolve_device, wait_until_free
+
+PROBED_S = 5.0
+"""How long programs that only look, such as those of udev, may have a device."""
 
 
 class MountEntry(NamedTuple):
@@ -143,8 +155,13 @@ def mount_options(filesystem: Json, flags: str) -> str:
 def mount_device(place: Place, filesystem: Json, ref: Json, at: str, flags: str) -> Device:
     """Mount a side by its device in our own namespace. Nobody else may have it mounted."""
     device = resolve_device(place, ref)
-    if not wait_until_free(device.path, 5):
-        raise AgentError("doubt", "{} is in use by somebody else".format(device.path))
+    if not wait_until_free(device.path, PROBED_S):
+        raise AgentError(
+            "doubt",
+            "{} is in use by somebody else, still after {}".format(
+                device.path, told_limit(PROBED_S)
+            ),
+        )
     make_directory(at)
     fstype = filesystem["fstype"]
     must(["mount", "-t", fstype, "-o", mount_options(filesystem, flags), device.path, at], 120)
@@ -165,5 +182,8 @@ def unmount(path: str, timeout_s: float, busy_s: float = 2.0) -> None:
             return
         if "busy" not in ran.err or time.monotonic() >= deadline:
             kind = "busy" if "busy" in ran.err else "failed"
-            raise AgentError(kind, "umount {} failed: {}".format(path, ran.complaint))
+            what = "umount {} failed: {}".format(path, ran.complaint)
+            if kind == "busy":
+                what += ", still after {}".format(told_limit(busy_s))
+            raise AgentError(kind, what)
         time.sleep(0.05)

@@ -11,7 +11,17 @@ import os
 import time
 from typing import Any, Dict, List, Set
 
-from volferry.agent.basics import AgentError, Json, Log, clock_offset, read_bytes, read_json
+from volferry.agent.basics import (
+    AgentError,
+    Json,
+    Limit,
+    Log,
+    clock_offset,
+    read_bytes,
+    read_json,
+    set_by,
+    told_limit,
+)
 from volferry.agent.blocks import DiskFile, Range, beyond_source, put_zeros
 from volferry.agent.disks import (
     blkid,
@@ -28,6 +38,7 @@ from volferry.agent.passes import full_reason
 from volferry.agent.prepare import same_type
 from volferry.agent.record import Recorded
 
+LOOK_S = 3.0
 PASS_REQUEST = (
     "method", "filesystems", "exclude", "watermark", "clock_offset", "boot_id", "slack_s"
 )  # fmt: skip
@@ -59,8 +70,13 @@ class FilesMover:
 
     def check_target(self, filesystem: Json) -> None:
         target = resolve_device(self.place, filesystem["target"])
-        if not wait_until_free(target.path, 3):
-            raise AgentError("doubt", "the target {} is in use by somebody".format(target.path))
+        if not wait_until_free(target.path, LOOK_S):
+            raise AgentError(
+                "doubt",
+                "the target {} is in use by somebody, still after {}".format(
+                    target.path, told_limit(LOOK_S)
+                ),
+            )
         found = blkid(target.path)
         wanted = filesystem["uuid"] if filesystem["keep_uuid"] else None
         if not same_type(found.get("TYPE", ""), filesystem["fstype"]) or (
@@ -159,7 +175,7 @@ class BlocksMover:
         cutover = self.cutover
         left = cutover.left(cutover.deadline_s)
         save = bool(self.request.get("detach_first") or self.request.get("keep_standby"))
-        result = self.ask("final", left + 1.0, deadline_s=left, save=save)
+        result = self.ask("final", grace(left), deadline_s=left, save=save)
         cutover.add_part("copy", result["copy_s"])
         cutover.add_part("compare", result["compare_s"])
         cutover.note(withheld=result.pop("withheld"))
@@ -291,7 +307,7 @@ class BlocksMover:
         cutover = self.cutover
         self.ask("ready", 30.0, swapped=True)
         left = cutover.left(cutover.deadline_s)
-        result = self.ask("final", left + 1.0, deadline_s=left, save=False)
+        result = self.ask("final", grace(left), deadline_s=left, save=False)
         cutover.add_part("copy", result["copy_s"])
         cutover.add_part("compare", result["compare_s"])
         result.pop("withheld")
@@ -323,6 +339,11 @@ class BlocksMover:
             self.ask("stop", 30.0)
         except AgentError as error:
             Log.say("the mirror: {}".format(error.what))
+
+
+def grace(left: float) -> float:
+    """The mirror knows the deadline too, and its own word of it says more."""
+    return Limit(left + 1.0, set_by(left))
 
 
 def ranges_of(kept: Json) -> List[Range]:

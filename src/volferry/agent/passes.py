@@ -12,14 +12,17 @@ from volferry.agent.basics import (
     SLACK_S,
     AgentError,
     Json,
+    Limit,
     Log,
     Place,
     clock_offset,
     read_json,
     run,
+    set_by,
     sync_filesystem,
     to_bytes,
     to_text,
+    told_limit,
     write_json,
 )
 from volferry.agent.compare import SURE_S, Comparison, changed_since, join, lstat
@@ -78,7 +81,11 @@ class Pass:
         self.place, self.state_dir, self.request = place, state_dir, request
         self.report = report
         self.slack_s = float(request.get("slack_s") or SLACK_S)
-        self.deadline = time.monotonic() + float(request.get("deadline_s") or 7 * 86400)
+        self.limit: float = 7 * 86400.0
+        if request.get("deadline_s") is not None:
+            flag = "--cutover-timeout" if self.final else "--sync-timeout"
+            self.limit = Limit(float(request["deadline_s"]), "what was left of " + flag)
+        self.deadline = time.monotonic() + self.limit
         self.result: Json = {
             "number": int(request.get("number") or 0),
             "final": self.final,
@@ -134,8 +141,10 @@ class Pass:
     def left(self, most_s: float) -> float:
         left = self.deadline - time.monotonic()
         if left <= 0:
-            raise AgentError("failed", "the pass did not end by its deadline")
-        return min(most_s, left)
+            raise AgentError(
+                "failed", "the pass did not end within {}".format(told_limit(self.limit))
+            )
+        return min(most_s, Limit(left, set_by(self.limit)))
 
     # -- mounting
 
@@ -360,9 +369,13 @@ class FinalPass(Pass):
             walker.start()
         tree.copied = tree.mover.copy(self.report, self.deadline, False, None)
         if walker:
-            walker.join(self.left(3600))
+            most_s = self.left(3600)
+            walker.join(most_s)
             if faults:
                 raise faults[0]
             if not found:
-                raise AgentError("failed", "the walk for changed entries did not end")
+                raise AgentError(
+                    "failed",
+                    "the walk for changed entries did not end within {}".format(told_limit(most_s)),
+                )
             tree.changed = found[0]

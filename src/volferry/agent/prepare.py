@@ -15,12 +15,15 @@ from volferry.agent.basics import (
     read_json,
     run,
     to_bytes,
+    told_limit,
     write_json,
 )
 from volferry.agent.disks import Device, Disk, blkid, resolve, resolve_device, wait_until_free
 from volferry.agent.install import publish
 from volferry.agent.jobs import Job
-from volferry.agent.mounts import mount_device, unmount
+from volferry.agent.mounts import PROBED_S, mount_device, unmount
+
+PARTITIONS_S = 15.0
 
 
 class Preparation:
@@ -45,8 +48,13 @@ class Preparation:
                 ),
             )
         for path in [target.path] + [partition.path for partition in target.partitions]:
-            if not wait_until_free(path, 5):
-                raise AgentError("doubt", "the target {} is in use by somebody".format(path))
+            if not wait_until_free(path, PROBED_S):
+                raise AgentError(
+                    "doubt",
+                    "the target {} is in use by somebody, still after {}".format(
+                        path, told_limit(PROBED_S)
+                    ),
+                )
         self.job.report("preparing", force=True, what="checking the target")
         results = (
             self.from_snapshot(target) if self.request["seed"] == "snapshot" else self.blank(target)
@@ -222,7 +230,7 @@ class Preparation:
 
     def wait_for_partitions(self, numbers: List[int]) -> List[Device]:
         """The kernel announces partitions a moment after the table was written."""
-        deadline = time.monotonic() + 15
+        deadline = time.monotonic() + PARTITIONS_S
         while True:
             try:
                 refs = [dict(self.request["target"], partition=number) for number in numbers]
@@ -233,7 +241,12 @@ class Preparation:
                 if time.monotonic() >= deadline:
                     raise
             if time.monotonic() >= deadline:
-                raise AgentError("failed", "the target's partitions did not appear within 15 s")
+                raise AgentError(
+                    "failed",
+                    "the target's partitions did not appear within {}".format(
+                        told_limit(PARTITIONS_S)
+                    ),
+                )
             time.sleep(0.05)
 
     def read_back(self, filesystem: Json, grown: bool) -> Json:

@@ -5,7 +5,16 @@ import contextlib
 import time
 from typing import Any, Iterator, List
 
-from volferry.agent.basics import AgentError, Json, Log, Place, read_json, write_json
+from volferry.agent.basics import (
+    AgentError,
+    Json,
+    Limit,
+    Log,
+    Place,
+    read_json,
+    told_limit,
+    write_json,
+)
 from volferry.agent.jobs import Job
 from volferry.agent.sides import MountPlan, Sides
 
@@ -97,15 +106,15 @@ class Recorded:
         if left <= 0:
             raise AgentError(
                 "failed",
-                "the cutover did not end within its deadline of {:.0f} s (in phase '{}')".format(
-                    self.deadline_s, self.record["phase"]
+                "the cutover did not end within {}, it was in phase '{}'".format(
+                    told_limit(self.deadline_s), self.record["phase"]
                 ),
             )
-        return min(most_s, left)
+        return min(most_s, Limit(left, "what was left of --cutover-timeout"))
 
     @property
     def deadline_s(self) -> float:
-        return float(self.request.get("deadline_s") or 120.0)
+        return Limit(float(self.request.get("deadline_s") or 120.0), "--cutover-timeout")
 
     def outcome(self, result: str, reason: str, settled: bool = False) -> Json:
         """model.Outcome. Downtime: from the first service stopped to the last one started."""

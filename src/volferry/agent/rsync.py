@@ -13,13 +13,16 @@ from volferry.agent.attributes import clear_locked
 from volferry.agent.basics import (
     MIB,
     AgentError,
+    Limit,
     Log,
     Process,
     end_process,
     launch,
     one_line,
     run,
+    set_by,
     to_text,
+    told_limit,
 )
 
 RSYNC_EXIT = {  # quoted from rsync(1)
@@ -214,7 +217,8 @@ class RsyncMover:
                 self.follow(process, copied, report, deadline, began)
                 code = process.wait(timeout=max(1.0, deadline - time.monotonic()))
             except subprocess.TimeoutExpired:
-                raise AgentError("failed", "rsync did not end by its deadline")
+                most_s = Limit(deadline - began, set_by(deadline))
+                raise AgentError("failed", "rsync did not end within {}".format(told_limit(most_s)))
             finally:
                 if process.poll() is None:
                     process.terminate()  # it ends its two helpers itself

@@ -15,6 +15,7 @@ from volferry.agent.basics import (
     one_line,
     read_text,
     run,
+    told_limit,
 )
 from volferry.agent.facts import UNIT_PROPERTIES
 
@@ -97,7 +98,9 @@ def user_command(place: Place, command: str, timeout_s: float, output: str) -> N
         code = process.wait(timeout=max(timeout_s, 0.05))
     except subprocess.TimeoutExpired:
         end_process(process)
-        raise AgentError("failed", "'{}' did not end within {:.0f} s".format(command, timeout_s))
+        raise AgentError(
+            "failed", "'{}' did not end within {}".format(command, told_limit(timeout_s))
+        )
     except BaseException:
         end_process(process)
         raise

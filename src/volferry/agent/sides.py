@@ -5,7 +5,17 @@ import os
 import time
 from typing import Callable, Dict, List, NamedTuple, Optional, Set
 
-from volferry.agent.basics import RELOAD_S, AgentError, Json, Log, Place, must, run, to_bytes
+from volferry.agent.basics import (
+    RELOAD_S,
+    AgentError,
+    Json,
+    Log,
+    Place,
+    must,
+    run,
+    to_bytes,
+    told_limit,
+)
 from volferry.agent.disks import (
     Device,
     Disk,
@@ -21,6 +31,7 @@ from volferry.agent.install import publish, put_file
 from volferry.agent.mounts import device_number, mount_table, unmount, visible_mount
 from volferry.agent.stack import assemble_stack, release_stack
 
+RELEASE_S = 2.0
 SIDES = ("source", "target")
 
 
@@ -159,8 +170,9 @@ class Sides:
             if self.layers:
                 release_stack(self.place, self.layers, time.monotonic() + time_for(60.0))
             for path in self.paths(side):
-                if not wait_until_free(path, 2.0) and not ours(path):
-                    raise AgentError("busy", "{} is still held by somebody".format(path))
+                if not wait_until_free(path, RELEASE_S) and not ours(path):
+                    what = "{} is still held by somebody after {}"
+                    raise AgentError("busy", what.format(path, told_limit(RELEASE_S)))
         except AgentError as error:
             if error.kind != "busy":
                 raise
@@ -182,14 +194,16 @@ class Sides:
         for disk in self.disks(side):
             nodes[disk.dev] = disk.path
             nodes.update((partition.dev, partition.path) for partition in disk.partitions)
-        ends = time.monotonic() + time_for(5.0)
+        most_s = time_for(5.0)
+        ends = time.monotonic() + most_s
         while True:
             found = find_openers(self.place, nodes, time_for(10.0))
             found = [one for one in found if one["pid"] not in our_pids()]
             if not found:
                 break
             if time.monotonic() >= ends:  # udev probes what was closed by a writer
-                raise AgentError("busy", "the device is still open: " + name_holders(found))
+                what = "the device is still open after {}: {}"
+                raise AgentError("busy", what.format(told_limit(most_s), name_holders(found)))
             time.sleep(0.1)
         for path in nodes.values():
             flush_device(path)

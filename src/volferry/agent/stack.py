@@ -17,7 +17,18 @@ import re
 import time
 from typing import Any, Callable, Dict, List, Set
 
-from volferry.agent.basics import AgentError, Json, Place, names_in, read_text, run, to_bytes
+from volferry.agent.basics import (
+    AgentError,
+    Json,
+    Limit,
+    Place,
+    names_in,
+    read_text,
+    run,
+    set_by,
+    to_bytes,
+    told_limit,
+)
 from volferry.agent.disks import resolve, resolve_device
 from volferry.agent.holders import find_openers, name_holders
 from volferry.agent.layers import is_luks, partitions_of, read_block
@@ -155,14 +166,15 @@ def member_path(place: Place, member: Json, refs: Dict[str, Json]) -> str:
 
 
 def wait_for_paths(layer: Json, deadline: float) -> None:
+    most_s = seconds_to(deadline)
     while True:
         missing = [path for path in layer["above"] if not os.path.exists(path)]
         if not missing:
             return
         if time.monotonic() >= deadline:
             raise AgentError(
-                "failed", "{} did not appear after {} was opened".format(
-                    ", ".join(missing), layer["name"]
+                "failed", "{} did not appear within {} after {} was opened".format(
+                    ", ".join(missing), told_limit(most_s), layer["name"]
                 )
             )  # fmt: skip
         time.sleep(0.02)
@@ -177,7 +189,7 @@ def settle_events(place: Place, deadline: float) -> None:
 
 
 def seconds_to(deadline: float) -> float:
-    return max(0.1, deadline - time.monotonic())
+    return Limit(max(0.1, deadline - time.monotonic()), set_by(deadline))
 
 
 # ---- closing -------------------------------------------------------------------------------------
@@ -199,7 +211,8 @@ def close_array(place: Place, layer: Json, deadline: float) -> None:
 
 def close_with(place: Place, layer: Json, argv: List[str], deadline: float) -> None:
     """Run the command until nothing of the layer is left: what it says is less than what is."""
-    give_up = min(deadline, time.monotonic() + MOMENT_S)
+    most_s = min(seconds_to(deadline), MOMENT_S)
+    give_up = time.monotonic() + most_s
     while True:
         blocks = open_blocks(place, layer)
         if not blocks:
@@ -216,7 +229,9 @@ def close_with(place: Place, layer: Json, argv: List[str], deadline: float) -> N
     where = "mounted on " + ", ".join(mounted) if mounted else "no process is seen to hold it"
     raise AgentError(
         "busy",
-        "{} cannot be closed: {}".format(layer["name"], ran.complaint),
+        "{} cannot be closed: {}, still after {}".format(
+            layer["name"], ran.complaint, told_limit(most_s)
+        ),
         "held by: " + who if who else where,
     )
 
@@ -233,6 +248,7 @@ def open_array(place: Place, layer: Json, members: List[str], deadline: float) -
     gave the array another name or had only some of the members at hand."""
     wanted = {kname_of(path) for path in members}
     complaint = ""
+    most_s = seconds_to(deadline)
     while True:
         arrays = [
             block for block in all_blocks(place)
@@ -246,7 +262,10 @@ def open_array(place: Place, layer: Json, members: List[str], deadline: float) -
             run(["mdadm", "--stop", block["path"]], seconds_to(deadline))
         if complaint and time.monotonic() >= deadline:
             raise AgentError(
-                "failed", "{} was not put together: {}".format(layer["name"], complaint)
+                "failed",
+                "{} was not put together within {}: {}".format(
+                    layer["name"], told_limit(most_s), complaint
+                ),
             )
         argv = ["mdadm", "--assemble", layer["name"], "--uuid", layer["uuid"]]
         complaint = run(argv + sorted(members), seconds_to(deadline)).complaint

@@ -20,7 +20,16 @@ import re
 import time
 from typing import Dict, Iterable, Iterator, List, NamedTuple
 
-from volferry.agent.basics import AgentError, Place, must, one_line, read_line, read_text, to_bytes
+from volferry.agent.basics import (
+    AgentError,
+    Place,
+    must,
+    one_line,
+    read_line,
+    read_text,
+    to_bytes,
+    told_limit,
+)
 from volferry.agent.chunks import ChunkSet
 from volferry.agent.ringbuffer import BlockEvent, EventLayout, TraceUnreadable, parse_page
 
@@ -232,7 +241,9 @@ class Tracker:
                 if time.monotonic() > deadline:
                     raise AgentError(
                         "failed",
-                        "the trace instance cannot be removed",
+                        "the trace instance cannot be removed, still after {}".format(
+                            told_limit(REMOVE_S)
+                        ),
                         "{}: {}".format(self.path, error.strerror),
                         "rmdir {} once nobody reads in it".format(self.path),
                     ) from error

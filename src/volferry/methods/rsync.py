@@ -203,6 +203,7 @@ class Rsync(Method):
                 **self.content(scene),
                 "number": number,
                 "bwlimit_bytes_s": wanted.bwlimit_bytes_s,
+                "deadline_s": deadline_s,
             },
             deadline_s=deadline_s,
             what=f"pass {number}",
