@@ -12,20 +12,32 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "agent"))
 
-from agent_rig import Disks, Guest, disks_in, why_no_loop_devices
+from agent_rig import Disks, Guest, disks_in, leave_out, why_no_loop_devices
 from disks_world import World
-from mirror_world import end_mirror
+from mirror_world import end_mirror, why_no_mirror
 
 HERE = Path(__file__).resolve().parent
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    why = why_no_loop_devices()
     for item in items:
         if item.path.is_relative_to(HERE):
             item.add_marker(pytest.mark.disks)
-            if why:
-                item.add_marker(pytest.mark.skip(reason=why))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def loop_devices() -> None:
+    why = why_no_loop_devices()
+    if why:
+        leave_out(why)
+
+
+@pytest.fixture(scope="session")
+def tracking() -> None:
+    """For tests of the mirror: the kernel has to tell of writes."""
+    why = why_no_mirror()
+    if why:
+        leave_out(why)
 
 
 @pytest.fixture

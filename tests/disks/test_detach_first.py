@@ -18,9 +18,9 @@ import pytest
 from agent_rig import MIB, Json, shell
 from disks_world import World
 from killing import armed, killed_at, restarted, taken_up
-from mirror_world import Mirrored, hidden, why_no_mirror
+from mirror_world import Mirrored, hidden
 
-pytestmark = pytest.mark.skipif(bool(why_no_mirror()), reason=why_no_mirror() or "-")
+pytestmark = pytest.mark.usefixtures("tracking")
 
 HIDING = ["going:back", "kept", "hidden", "back:1", "awaiting"]
 """Of the way back, up to the wait for the source."""

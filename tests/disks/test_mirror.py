@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 import pytest
 from agent_rig import shell
 from disks_world import World, probe
-from mirror_world import Mirrored, differing_bytes, why_no_mirror
+from mirror_world import Mirrored, differing_bytes
 
-pytestmark = pytest.mark.skipif(bool(why_no_mirror()), reason=why_no_mirror() or "-")
+pytestmark = pytest.mark.usefixtures("tracking")
 
 Make = Callable[..., Mirrored]
 

@@ -10,9 +10,9 @@ import pytest
 from agent_rig import Json, Told, agent, shell
 from disks_world import World
 from killing import armed, killed_at, taken_up
-from mirror_world import Mirrored, differing_bytes, hidden, why_no_mirror
+from mirror_world import Mirrored, differing_bytes, hidden
 
-pytestmark = pytest.mark.skipif(bool(why_no_mirror()), reason=why_no_mirror() or "-")
+pytestmark = pytest.mark.usefixtures("tracking")
 
 PHASES = [name for name in agent.FORWARD_PHASES if name not in ("comparing", "awaiting")]
 """The mirror compares in its own process; and the source is not to be detached first."""

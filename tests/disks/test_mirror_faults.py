@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from agent_rig import MIB, Told, shell
 from disks_world import World
-from mirror_world import Direct, Mirrored, differing_bytes, hidden, why_no_mirror
+from mirror_world import Direct, Mirrored, differing_bytes, hidden
 
-pytestmark = pytest.mark.skipif(bool(why_no_mirror()), reason=why_no_mirror() or "-")
+pytestmark = pytest.mark.usefixtures("tracking")
 
 SLOW = 24 * MIB
 SKIPPING = """

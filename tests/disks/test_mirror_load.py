@@ -12,9 +12,9 @@ import pytest
 from agent_rig import shell
 from disks_world import World
 from load import Load
-from mirror_world import Direct, Mirrored, differing_bytes, hidden, why_no_mirror
+from mirror_world import Direct, Mirrored, differing_bytes, hidden
 
-pytestmark = pytest.mark.skipif(bool(why_no_mirror()), reason=why_no_mirror() or "-")
+pytestmark = pytest.mark.usefixtures("tracking")
 
 
 @contextlib.contextmanager

@@ -9,9 +9,9 @@ import pytest
 from agent_rig import Json, shell
 from disks_world import World
 from killing import armed, killed_at, taken_up
-from mirror_world import Mirrored, why_no_mirror
+from mirror_world import Mirrored
 
-pytestmark = pytest.mark.skipif(bool(why_no_mirror()), reason=why_no_mirror() or "-")
+pytestmark = pytest.mark.usefixtures("tracking")
 
 DYING = """
 def dying(self, *more, work={work}):

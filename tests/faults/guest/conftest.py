@@ -19,14 +19,10 @@ _spec.loader.exec_module(_fixtures)
 guest, disks, world, stand_in = (
     _fixtures.guest, _fixtures.disks, _fixtures.world, _fixtures.stand_in,
 )  # fmt: skip
+loop_devices, tracking = _fixtures.loop_devices, _fixtures.tracking
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    from agent_rig import why_no_loop_devices  # noqa: PLC0415 - on the path only now
-
-    why = why_no_loop_devices()
     for item in items:
         if item.path.is_relative_to(HERE):
             item.add_marker(pytest.mark.disks)
-            if why:
-                item.add_marker(pytest.mark.skip(reason=why))
