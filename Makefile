@@ -13,6 +13,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
+# As root, and what that wrote here is given to whose folder it is: `clean` and `audit` need no root.
+WRITTEN := build .pytest_cache .hypothesis $(VENV)
+AS_ROOT = mkdir -p build; trap 'for made in $(WRITTEN); do \
+  [ ! -e $$made ] || $(SUDO) chown -R --reference=. $$made; done' EXIT; trap 'exit 130' INT TERM; $(SUDO)
 SOURCES := src lab demo tests benchmarks
 PYTEST_ARGS ?=
 # One process for the lab, one for the rest: see tests/conftest.py.
@@ -45,29 +49,29 @@ tools:
 	  $(SUDO) apt-get install -y -q --no-install-recommends $$missing; fi
 
 test: install tools
-	$(SUDO) env VOLFERRY_MAY_SKIP=$(VOLFERRY_MAY_SKIP) $(BIN)/python -m pytest $(APART) $(PYTEST_ARGS)
+	$(AS_ROOT) env VOLFERRY_MAY_SKIP=$(VOLFERRY_MAY_SKIP) $(BIN)/python -m pytest $(APART) $(PYTEST_ARGS)
 
 # All faults that are real only in the lab; ``make test`` carries a few of them.
 .PHONY: test-faults soak
 test-faults: install tools
-	$(SUDO) env VOLFERRY_EVERY_FAULT=1 $(BIN)/python -m pytest tests/faults $(PYTEST_ARGS)
+	$(AS_ROOT) env VOLFERRY_EVERY_FAULT=1 $(BIN)/python -m pytest tests/faults $(PYTEST_ARGS)
 
 # The power cut at every effect; ``make test`` has all of them with fakes, and a few in the lab.
 .PHONY: test-crash
 test-crash: install tools
-	$(SUDO) env VOLFERRY_EVERY_CUT=1 $(BIN)/python -m pytest tests/crash $(PYTEST_ARGS)
+	$(AS_ROOT) env VOLFERRY_EVERY_CUT=1 $(BIN)/python -m pytest tests/crash $(PYTEST_ARGS)
 	@$(BIN)/python tests/crash/tally.py
 
 # SOAK_ARGS="--minutes 5 --seed 7"
 soak: install
-	$(SUDO) $(BIN)/python -m tests.soak $(SOAK_ARGS)
+	$(AS_ROOT) $(BIN)/python -m tests.soak $(SOAK_ARGS)
 
 # Hours under emulation: every stack that the mirror moves, restarted at the three worst moments.
 test-stacks: install tools
-	$(SUDO) env VOLFERRY_EVERY_STACK=1 $(BIN)/python -m pytest tests/lab/test_moved_stacks.py $(PYTEST_ARGS)
+	$(AS_ROOT) env VOLFERRY_EVERY_STACK=1 $(BIN)/python -m pytest tests/lab/test_moved_stacks.py $(PYTEST_ARGS)
 
 demo: install
-	$(SUDO) $(BIN)/python -m demo
+	$(AS_ROOT) $(BIN)/python -m demo
 
 lab:
 	$(SUDO) $(PYTHON) -m lab up
@@ -77,7 +81,7 @@ lab-down:
 
 bench: TOOLS += fio
 bench: install tools
-	$(SUDO) $(BIN)/python -m benchmarks
+	$(AS_ROOT) $(BIN)/python -m benchmarks
 
 check: lint format-check types layers spelling
 
