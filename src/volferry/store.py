@@ -496,8 +496,16 @@ def _transfer(row: sa.Row[Any]) -> Transfer:
 def _open_url(url: str) -> sa.Engine:
     parsed = sa.make_url(url)
     if parsed.drivername in ("postgres", "postgresql"):
-        parsed = parsed.set(drivername="postgresql+psycopg")  # DBOS brings this driver
-    return sa.create_engine(parsed)
+        parsed = parsed.set(drivername="postgresql+psycopg")
+    try:
+        return sa.create_engine(parsed)
+    except ImportError as missing:
+        where = parsed.get_backend_name()
+        raise errors.Usage(
+            f"the journal is on {where}, whose driver cannot be loaded: {missing}",
+            data="nothing was changed",
+            hint="pip install 'volferry[postgresql]'   installs psycopg",
+        ) from None
 
 
 def _open_file(path: Path) -> sa.Engine:

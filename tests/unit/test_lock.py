@@ -23,6 +23,13 @@ def test_every_dependency_is_pinned_and_every_pin_is_hashed() -> None:
         assert re.findall(r"--hash=sha256:[0-9a-f]{64}", rest), name
 
 
+def test_the_extra_that_an_error_names_is_declared() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    sources = (ROOT / "src").rglob("*.py")
+    named = {name for path in sources for name in re.findall(r"volferry\[(\w+)", path.read_text())}
+    assert named == set(project["optional-dependencies"])
+
+
 def test_the_lock_names_no_index_and_no_host() -> None:
     lines = [line for line in LOCK.splitlines() if line.strip()]
     known = re.compile(

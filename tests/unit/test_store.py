@@ -60,6 +60,18 @@ def drop_tables(url: str) -> None:
     db.dispose()
 
 
+def test_a_journal_on_postgresql_without_its_driver_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("VOLFERRY_STATE", str(tmp_path))
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    with pytest.raises(errors.Usage) as told:
+        Store("postgresql://me:hunter22@db/volferry")
+    assert "on postgresql, whose driver cannot be loaded" in told.value.what
+    assert "hunter22" not in f"{told.value.what} {told.value.data} {told.value.hint}"
+    assert "pip install 'volferry[postgresql]'" in told.value.hint
+
+
 @pytest.fixture(params=["sqlite", "postgresql"] if POSTGRES else ["sqlite"])
 def open_store(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
