@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 import sweep_world as w
 
+from tests.crash.effects import first_of_each, moments
 from tests.crash.tally import Tally
 from volferry.model import Seed
 
@@ -262,6 +263,15 @@ def test_a_rollback_that_is_cut_at_any_moment_and_said_again_leaves_nothing(
     tally.points += moments
     assert moments > 10
     assert not wrong, places(wrong)
+
+
+@pytest.mark.parametrize(
+    ("name", "scenario"), [("rsync", "a snapshot and a retype"), ("mirror", "the mirror")]
+)
+def test_the_lab_cuts_at_every_effect_that_was_recorded(
+    swept: dict[str, Swept], name: str, scenario: str
+) -> None:
+    assert [moment for _, _, moment in moments(name)] == first_of_each(swept[scenario].said)
 
 
 def places(wrong: dict[str, object]) -> str:

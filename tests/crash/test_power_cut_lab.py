@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from lab.api import Lab
+from tests.crash.effects import moments
 from tests.crash.tally import Tally
 from tests.lab.volferry_command import UNIT, Command, Guest, marked, snapshots, tree, words
 
@@ -23,37 +24,6 @@ SEED = int(os.environ.get("VOLFERRY_CUT_SEED", "4"))
 EVERY = os.environ.get("VOLFERRY_EVERY_CUT") == "1"
 SAMPLE = 2
 METHODS = ("rsync", "mirror")
-
-EFFECTS = {
-    "install": ["install"],
-    "track": ["start mirror"],
-    "snapshot": ["create_snapshot"],
-    "target": ["create_volume"],
-    "retype": ["retype"],
-    "quarantine": ["apply"],
-    "attach": ["attach"],
-    "prepare": ["start prepare"],
-    "sync": ["start pass"],
-    "cutover": ["start cutover"],
-    "detach": ["detach"],
-    "protect": ["set_read_only"],
-    "tidy": ["delete_snapshot", "uninstall"],
-}
-MIRROR = {"prepare": ["tell pairs"], "sync": []}
-
-
-def moments(name: str) -> list[tuple[str, str, str]]:
-    """(method, step, moment), in the order in which they come."""
-    effects = {**EFFECTS, **MIRROR} if name == "mirror" else EFFECTS
-    if name != "mirror":
-        effects = {step: own for step, own in effects.items() if step != "track"}
-    return [
-        (name, step, f"{when} {effect}")
-        for step, own in effects.items()
-        for effect in [f"intent {step}", *own, f"receipt {step}"]
-        for when in ("before", "after")
-    ]
-
 
 ALL = [one for name in METHODS for one in moments(name)]
 CHOSEN = ALL if EVERY else sorted(random.Random(SEED).sample(ALL, SAMPLE), key=ALL.index)
