@@ -75,6 +75,15 @@ def test_passes_without_comparison_say_that_nothing_was_compared() -> None:
     assert report.not_verified == ("nothing was compared while the service ran",)
 
 
+def test_a_standby_that_was_let_go_is_said_to_stay_hidden() -> None:
+    outcome = {**world.RECEIPTS["cutover"]["outcome"], "standby": True}
+    receipts = {"cutover": {**world.RECEIPTS["cutover"], "outcome": outcome}}
+    assert any("head and tail stay zero" in note for note in told(receipts=receipts).notes)
+    assert not any("head and tail" in note for note in told().notes)
+    held = told(State.HELD, "cutover", receipts=receipts)
+    assert not any("head and tail" in note for note in held.notes)
+
+
 def test_a_missing_outcome_is_not_measured_instead_of_nought() -> None:
     report = told(drop=("cutover",))
     assert report.cutover is None

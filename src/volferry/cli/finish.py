@@ -20,7 +20,9 @@ def command(settings: Settings, id: str, format_: str | None, columns: tuple[str
     """End a transfer that was held after its cutover.
 
     Detaches the source, marks it read-only, deletes the snapshot and removes what was put into the
-    guest. The source volume itself is never deleted. After this, going back is by hand.
+    guest. The source volume itself is never deleted. After this, going back is by hand; not to a
+    source that was a standby (--keep-standby), whose hidden head and tail stay zero: it followed
+    the target while the service ran, so it is no point in time, and nothing can mount it.
     """
     from volferry import operations  # noqa: PLC0415 - loads the clouds' libraries
 

@@ -180,7 +180,8 @@ def wanted_options(function: F) -> F:
                 help="Watch the services so long; the guest goes back if they die. Default: 1m."),
         grouped(after, "--hold", is_flag=True, help="Stop there; 'finish' or 'rollback' goes on."),
         grouped(after, "--keep-standby", is_flag=True, help="Hold, and keep the old volume current:"
-                " 'rollback' then loses nothing."),
+                " 'rollback' then loses nothing. Its hidden head and tail stay zero after"
+                " 'finish', so that nothing can mount it."),
         grouped(after, "--no-read-only", is_flag=True, help="Leave the source writable."),
         grouped(after, "--keep-snapshot", is_flag=True, help="Leave the snapshot."),
     ]  # fmt: skip

@@ -408,6 +408,11 @@ def _notes(transfer: Transfer, receipts: dict[str, Receipt]) -> tuple[str, ...]:
             "the source volume is kept; when it is not needed any more:"
             f"\nopenstack volume delete {' '.join(pair.source.id for pair in plan.pairs)}"
         )
+        if receipts.get("cutover", {}).get("outcome", {}).get("standby"):
+            notes.append(
+                "the source was a standby: it followed the target while the service ran, so it is"
+                " no point in time, and its head and tail stay zero, so that nothing can mount it"
+            )
         snapshots = receipts.get("snapshot", {}).get("snapshots", [])
         if snapshots and not receipts.get("tidy", {}).get("snapshot_deleted"):
             notes.append(

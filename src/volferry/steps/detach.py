@@ -95,5 +95,6 @@ def _as_held(ctx: Context) -> tuple[str, str]:
     if ctx.method.detaches_first(ctx.plan.guest):
         return "was detached before the commit and is unchanged (--hold)", "ends"
     if ctx.plan.wanted.keep_standby:
-        return "is attached and kept current (--keep-standby)", "detaches the source and ends"
+        finish = "detaches the source, which stays hidden and cannot be mounted, and ends"
+        return "is attached and kept current (--keep-standby)", finish
     return "is attached and unchanged (--hold)", "detaches the source and ends"
