@@ -442,7 +442,11 @@ async def _remove(cloud: Cloud, transfer: Transfer, one: Leftover) -> None:
         guest = LinuxGuest(way_in, transfer.id, wanted.timeouts)
         left = (await guest.uninstall())["left"]  # all of one transfer; the next file is gone then
     if any(one.id in text for text in left):
-        raise Stop(f"{one.id} in {server.name} stays: {'; '.join(left)}", data="it does no harm")
+        raise Stop(
+            f"{one.id} in {server.name} stays: {'; '.join(left)}",
+            data="it does no harm",
+            hint="mend it in the guest, then volferry gc again",
+        )
 
 
 def _histories(store: Store) -> dict[str, History]:

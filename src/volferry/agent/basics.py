@@ -308,7 +308,11 @@ def run(argv: List[str], timeout_s: float = COMMAND_S, stdin: bytes = b"") -> Ra
         )
     except OSError as error:
         if error.errno == errno.ENOENT:
-            raise AgentError("missing", "{} is not installed in the guest".format(what))
+            raise AgentError(
+                "missing",
+                "{} is not installed in the guest".format(what),
+                hint="install the package that has {} in the guest".format(what),
+            )
         raise AgentError("failed", "{} cannot be run: {}".format(what, error.strerror))
     try:
         out, err = process.communicate(stdin, timeout=max(timeout_s, 0.05))

@@ -32,6 +32,9 @@ from volferry.agent.jobs import LANES, Job, Supervisor, lane_dir
 from volferry.agent.mounts import make_directory, mount_table
 from volferry.agent.tracker import TRACKER_PREFIX, Tracker, tracefs_path
 
+UNTOUCHED = "nothing was installed; the source is untouched and in use"
+LOOK_AT_IT = "remove it if it is nobody's: somebody else could have prepared it"
+
 
 def trusted_directory(path: str) -> None:
     """Make a directory of ours, 0700, and refuse one that somebody else could have prepared."""
@@ -42,13 +45,15 @@ def trusted_directory(path: str) -> None:
         fsync_directory(to_bytes(os.path.dirname(path)))
     status = os.lstat(path)
     if not stat.S_ISDIR(status.st_mode):
-        raise AgentError("refused", "{} is not a directory".format(path))
+        raise AgentError("refused", "{} is not a directory".format(path), UNTOUCHED, LOOK_AT_IT)
     if status.st_uid != os.getuid() or status.st_mode & 0o022:
         raise AgentError(
             "refused",
             "{} is of uid {} with mode {:o}, expected uid {} and not writable by others".format(
                 path, status.st_uid, stat.S_IMODE(status.st_mode), os.getuid()
             ),
+            UNTOUCHED,
+            LOOK_AT_IT,
         )
 
 
@@ -288,7 +293,12 @@ def verb_uninstall(place: Place, request: Json) -> Json:
     for lane in LANES:
         folder = lane_dir(place, transfer, lane)
         if os.path.isdir(folder) and Job(place, folder).is_alive():
-            raise AgentError("busy", "a job of transfer '{}' is still running".format(transfer))
+            raise AgentError(
+                "busy",
+                "a job of transfer '{}' is still running".format(transfer),
+                "the job goes on, and what it needs was not removed",
+                "wait for its end, or end the transfer",
+            )
         supervisor = Supervisor(place, transfer, lane)
         if os.path.lexists(supervisor.unit_path):
             supervisor.remove_unit()

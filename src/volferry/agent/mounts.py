@@ -161,6 +161,8 @@ def mount_device(place: Place, filesystem: Json, ref: Json, at: str, flags: str)
             "{} is in use by somebody else, still after {}".format(
                 device.path, told_limit(PROBED_S)
             ),
+            "nothing was mounted, nothing copied",
+            "lsblk {} shows what stands on it or where it is mounted".format(device.path),
         )
     make_directory(at)
     fstype = filesystem["fstype"]

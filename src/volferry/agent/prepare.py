@@ -24,6 +24,7 @@ from volferry.agent.jobs import Job
 from volferry.agent.mounts import PROBED_S, mount_device, unmount
 
 PARTITIONS_S = 15.0
+NOTHING_WRITTEN = "the source is untouched and in use; nothing more was written to the target"
 
 
 class Preparation:
@@ -38,7 +39,12 @@ class Preparation:
         target = resolve(self.place, self.request["target"])
         source = resolve(self.place, self.request["source"])
         if target.dev == source.dev:
-            raise AgentError("doubt", "source and target are the same disk {}".format(target.path))
+            raise AgentError(
+                "doubt",
+                "source and target are the same disk {}".format(target.path),
+                NOTHING_WRITTEN,
+                "look at 'lsblk -o NAME,SERIAL,SIZE' in the guest",
+            )
         whole_copy = self.request["seed"] == "snapshot" or self.request.get("partition_dump")
         if whole_copy and target.size_bytes < source.size_bytes:
             raise AgentError(
@@ -46,6 +52,8 @@ class Preparation:
                 "target {} has {} bytes, less than the source's {}".format(
                     target.path, target.size_bytes, source.size_bytes
                 ),
+                NOTHING_WRITTEN,
+                "a target has to be as large as the source at least (--size)",
             )
         for path in [target.path] + [partition.path for partition in target.partitions]:
             if not wait_until_free(path, PROBED_S):
@@ -54,6 +62,8 @@ class Preparation:
                     "the target {} is in use by somebody, still after {}".format(
                         path, told_limit(PROBED_S)
                     ),
+                    NOTHING_WRITTEN,
+                    "lsblk {} shows what stands on it or where it is mounted".format(path),
                 )
         self.job.report("preparing", force=True, what="checking the target")
         results = (
@@ -149,6 +159,8 @@ class Preparation:
                 filesystem["fstype"],
                 " or ".join(sorted(uuids)),
             ),
+            "the source is untouched; the target is not what was made for it",
+            "look at 'blkid -p {}' in the guest".format(device.path),
         )
 
     def renew_identity(self, device: Device, filesystem: Json) -> None:
@@ -218,7 +230,10 @@ class Preparation:
                 self.remember(self.key(filesystem), uuid=blkid(device.path).get("UUID"))
             elif made != blkid(device.path).get("UUID"):
                 raise AgentError(
-                    "doubt", "{} has lost the filesystem {} that we made".format(device.path, made)
+                    "doubt",
+                    "{} has lost the filesystem {} that we made".format(device.path, made),
+                    "the source is untouched; somebody else has written to the target",
+                    "roll back, and begin again with a new target",
                 )
             results.append(
                 self.read_back(filesystem, device.size_bytes > self.source_size(filesystem))

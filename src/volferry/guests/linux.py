@@ -58,6 +58,30 @@ _RUNNER = (
 
 _KINDS: dict[str, type[VolferryError]] = {"refused": Refused, "doubt": Doubt}
 
+_MEND = "mend it in the guest, then say the same again"
+_MEANS: dict[str, tuple[str, str]] = {
+    "facts": ("nothing was changed", _MEND),
+    "find": ("nothing was changed", _MEND),
+    "install": ("the source is untouched and in use", _MEND),
+    "apply": ("no data was touched, and the live side is the same", _MEND),
+    "start": ("it was not begun; no data was touched", _MEND),
+    "status": ("what runs in the guest goes on", _MEND),
+    "stop": ("what runs in the guest goes on", _MEND),
+    "tell": (
+        "the service's data was not touched; the mirror goes on as before",
+        "volferry watch ID   shows what it does; say it again while it runs",
+    ),
+    "uninstall": ("no data was touched; what is left in the guest does no harm", _MEND),
+    "leftovers": ("nothing was removed", _MEND),
+    "job prepare": ("the source is untouched; the target is not ready", ""),
+    "job pass": ("the source is untouched; what was copied is kept", ""),
+    "job mirror": ("the source is untouched; all is compared when the mirror begins anew", ""),
+    "job cutover": ("one side is live, and only one", "volferry logs ID   says which, and why"),
+    "job cutback": ("one side is live, and only one", "volferry logs ID   says which, and why"),
+}
+"""What a failure means for the data and what to do, by the verb or the job that failed: for what
+the agent says of it where it knows no better. The engine adds how its transfer goes on."""
+
 
 class Scene(Protocol):
     """What of a transfer is needed to say to the guest what is to be done."""
@@ -344,9 +368,9 @@ class LinuxGuest:
         await self._ask("stop", {"lane": "mirror"})
 
     @staticmethod
-    def error(said: Json) -> VolferryError:
-        """An error of the agent as one of ours."""
-        return _error(said)
+    def mirror_error(said: Json) -> VolferryError:
+        """What a mirror ended with, as an error of ours."""
+        return _error("job mirror", said)
 
     # ---- jobs ------------------------------------------------------------------------------------
 
@@ -601,13 +625,15 @@ def _answer(verb: str, out: bytes, complaint: str) -> Json:
             hint="volferry … --debug shows what it said",
         ) from None
     if not ok:
-        raise _error(said["error"])
+        raise _error(verb, said["error"])
     return said["result"]  # type: ignore[no-any-return]
 
 
-def _error(error: Json) -> VolferryError:
+def _error(failed: str, error: Json) -> VolferryError:
+    """An error of the agent as one of ours, with all its lines."""
     kind = _KINDS.get(error["kind"], Stop)
-    return kind(error["what"], data=error.get("data", ""), hint=error.get("hint", ""))
+    data, hint = _MEANS[failed]
+    return kind(error["what"], data=error.get("data") or data, hint=error.get("hint") or hint)
 
 
 def _result(job: str, status: Json) -> Json:
@@ -615,7 +641,7 @@ def _result(job: str, status: Json) -> Json:
     if result is not None and (status["error"] is None or "outcome" in result):
         return result
     if status["error"] is not None:
-        raise _error(status["error"])
+        raise _error(f"job {job}", status["error"])
     tail = "; ".join(status.get("log_tail") or [])[-300:]
     raise Retry(
         f"the guest lost the job '{job}' ({status['state']}): {tail or 'it says nothing of it'}",

@@ -234,7 +234,7 @@ class Mirror(Method):
         if status["state"] != "running":
             error = status.get("error")
             if error:
-                raise scene.guest.error(error)
+                raise scene.guest.mirror_error(error)
             raise Retry(
                 f"the mirror in the guest is not running ({status['state']})",
                 data="the source is untouched",
