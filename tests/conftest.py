@@ -175,8 +175,15 @@ def in_use(
             servers.drop(guest.name)
 
 
-WITH_PROCESSES = ("test_interrupt", "test_cli_process", "test_watching", "test_secrets")
-"""Files of ``unit`` that run processes all the same."""
+SECOND_RUN = (
+    "tests/unit/test_interrupt.py",  # its measure is the clock: the two seconds of a Ctrl-C
+    # Not yet seen to pass three times in a row, the first time each, on a machine that is busy.
+    "tests/contract/test_guest.py",
+    "tests/crash/",
+    "tests/disks/",
+    "tests/faults/guest/",
+)
+"""What is told twice before it is a failure, beside the lab. Take out what is steady."""
 
 
 def kind_of(nodeid: str) -> str:
@@ -205,14 +212,15 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What runs processes, disks or guests is told twice before it is a failure.
+    """The lab, and what ``SECOND_RUN`` names, is told twice before it is a failure.
 
     A machine of two cores that emulates its guests stalls for seconds at times. The summary names
-    each test that needed a second run, so one that needs it often is seen; pure code gets none.
+    each test that needed a second run, so one that needs it often is seen. All others have to pass
+    the first time: a second run would hide a race that one run in ten loses.
     """
     for item in items:
         kind = kind_of(item.nodeid)
         if item.get_closest_marker("lab") or "lab" in getattr(item, "fixturenames", ()):
             assert kind == "lab", f"{item.nodeid} needs the lab, which its name does not tell"
-        if kind or item.path.stem in WITH_PROCESSES:
+        if kind == "lab" or item.nodeid.startswith(SECOND_RUN):
             item.add_marker(pytest.mark.flaky(reruns=1, reruns_delay=5))
