@@ -28,7 +28,8 @@ def loaded(world: World, seconds: float, seed: int) -> Iterator[None]:
     try:
         yield
     finally:
-        load.join()
+        done = load.ended()
+    assert set(done) == {"renames", "storms", "direct", "mapped", "truncates", "discards"}, done
 
 
 @pytest.mark.parametrize(

@@ -106,6 +106,7 @@ def test_every_chunk_that_changed_under_load_was_tracked(
             events += tracker.drain(dirty).events
             assert tracker.lost() == ""
             time.sleep(0.05)
+        load.ended()
         shell("umount", root)
         events += tracker.drain(dirty).events
         assert tracker.drain(dirty).events == 0, "nobody writes any more"
