@@ -1,13 +1,15 @@
 """Installing, claiming a volume, and going without a trace."""
 
 import base64
+import json
 import os
 import stat
+import subprocess
 import zlib
 from pathlib import Path
 
 import pytest
-from agent_rig import AGENT, Guest, Told
+from agent_rig import AGENT, Guest, Told, agent
 
 SOURCE = {"volume_id": "3f0d4a5e-aaaa-bbbb-cccc-0123456789ab", "size_bytes": 1}
 
@@ -101,6 +103,36 @@ def test_uninstall_leaves_nothing_of_ours_and_may_be_repeated(guest: Guest, tmp_
     assert guest.call("uninstall", files=[str(rule)]) == {"removed": [], "left": []}
     other.call("uninstall", files=[])
     assert not (guest.root / "base").exists()
+
+
+@pytest.mark.parametrize("state", ["ended", "running"])
+def test_a_process_whose_job_has_ended_is_waited_for_and_no_other(guest: Guest, state: str) -> None:
+    """Seen in a slow guest: it told its end, and took a moment to leave."""
+    guest.install(SOURCE)
+    folder = guest.state_dir / "mirror"
+    folder.mkdir()
+    worker = subprocess.Popen(["sleep", "1.5"])
+    place = agent.Place(guest.settings)
+    identity = {
+        "pid": worker.pid,
+        "started": agent.process_started(place, worker.pid),
+        "boot_id": place.boot_id,
+    }
+    files = {"job": {"job_id": "mirror-1"}, "status": {"state": state}, "worker": identity}
+    for name, content in files.items():
+        (folder / f"{name}.json").write_text(json.dumps(content))
+    try:
+        if state == "running":
+            with pytest.raises(Told, match="still running"):
+                guest.call("uninstall", files=[])
+            assert guest.state_dir.exists()
+        else:
+            assert guest.call("uninstall", files=[])["left"] == []
+            assert not guest.state_dir.exists()
+            assert worker.poll() == 0
+    finally:
+        worker.kill()
+        worker.wait()
 
 
 def test_what_transfers_left_is_listed_by_whose_it_is(guest: Guest) -> None:

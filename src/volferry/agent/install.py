@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import stat
+import time
 import zlib
 from typing import Any, List, Optional
 
@@ -34,6 +35,8 @@ from volferry.agent.tracker import TRACKER_PREFIX, Tracker, tracefs_path
 
 UNTOUCHED = "nothing was installed; the source is untouched and in use"
 LOOK_AT_IT = "remove it if it is nobody's: somebody else could have prepared it"
+LEAVING_S = 15.0
+"""How long a process may take to go after its job has ended."""
 
 
 def trusted_directory(path: str) -> None:
@@ -284,6 +287,17 @@ def verb_leftovers(place: Place, request: Json) -> Json:
     return {"left": left}
 
 
+def is_over(job: Job) -> bool:
+    """One that has told its end has its unit to disable and itself to leave: seconds in a guest
+    that is busy."""
+    ends = time.monotonic() + LEAVING_S
+    while job.is_alive():
+        if job.state() != "ended" or time.monotonic() >= ends:
+            return False
+        time.sleep(0.05)
+    return True
+
+
 def verb_uninstall(place: Place, request: Json) -> Json:
     """Remove everything of ours from the guest. Repeatable; what stays is told with the reason."""
     transfer = safe_name(request["transfer"], "transfer id")
@@ -292,7 +306,7 @@ def verb_uninstall(place: Place, request: Json) -> Json:
     left: List[str] = []
     for lane in LANES:
         folder = lane_dir(place, transfer, lane)
-        if os.path.isdir(folder) and Job(place, folder).is_alive():
+        if os.path.isdir(folder) and not is_over(Job(place, folder)):
             raise AgentError(
                 "busy",
                 "a job of transfer '{}' is still running".format(transfer),
