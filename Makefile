@@ -1,7 +1,7 @@
 # What a developer types. Everything works from nothing: each target makes what it needs.
 #   make demo   a live move of a PostgreSQL volume in the lab, with proof
 #   make test   all tests, the lab's included      make check   style, types, layers, spelling
-#   make test-stacks   each stack moved in a guest, with restarts at the worst moments
+#   make test-stacks   each stack mirrored under load and compared, and moved, with restarts
 #   make test-faults   every fault in the lab      make soak    random faults, for 30 minutes
 #   make test-crash    the power cut at every effect, with fakes and in the lab
 #   make lab / lab-down                            make bench   the README's figures
@@ -66,9 +66,11 @@ test-crash: install tools
 soak: install
 	$(AS_ROOT) $(BIN)/python -m tests.soak $(SOAK_ARGS)
 
-# Hours under emulation: every stack that the mirror moves, restarted at the three worst moments.
+# Hours under emulation: every stack that the mirror moves, with every filesystem compared byte for
+# byte after a load, then restarted at the three worst moments.
 test-stacks: install tools
-	$(AS_ROOT) env VOLFERRY_EVERY_STACK=1 $(BIN)/python -m pytest tests/lab/test_moved_stacks.py $(PYTEST_ARGS)
+	$(AS_ROOT) env VOLFERRY_EVERY_STACK=1 $(BIN)/python -m pytest tests/lab/test_stacks_under_load.py \
+	  tests/lab/test_moved_stacks.py $(PYTEST_ARGS)
 
 demo: install
 	$(AS_ROOT) $(BIN)/python -m demo

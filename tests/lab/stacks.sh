@@ -7,7 +7,7 @@ first=$(readlink -f "$1"); all=$(readlink -f "$@")
 encrypt() {
   mkdir -p /etc/keys; chmod 700 /etc/keys; head -c 64 /dev/urandom > /etc/keys/secret
   cryptsetup -q luksFormat --pbkdf pbkdf2 --pbkdf-force-iterations 1000 "$first" /etc/keys/secret
-  echo "secret UUID=$(blkid -s UUID -o value "$first") /etc/keys/secret luks,nofail,x-systemd.device-timeout=600" >> /etc/crypttab
+  echo "secret UUID=$(blkid -s UUID -o value "$first") /etc/keys/secret luks,discard,nofail,x-systemd.device-timeout=600" >> /etc/crypttab
   systemctl daemon-reload; systemctl start systemd-cryptsetup@secret
 }
 group() {
@@ -17,6 +17,9 @@ group() {
 
 case $stack in
   bare|btrfs) echo "$first uuid" ;;
+  partition)
+    printf 'label: gpt\n,,L\n' | sfdisk -q "$first"; udevadm settle
+    echo "${first}1 path" ;;
   lvm) group "$first"; echo /dev/mapper/moved-data path ;;
   lvm-two) group $all; echo /dev/mapper/moved-data uuid ;;
   luks) encrypt; echo /dev/mapper/secret path ;;
