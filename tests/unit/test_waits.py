@@ -76,6 +76,7 @@ IN_THE_AGENT: dict[str, str] = {
     "run": TOLD,
     "user_command": TOLD,
     "ask_listener": TOLD,
+    "is_over": "15 s, then it says that a job is still running",
     "unmount": TOLD,
     "mount_device": TOLD,
     "verb_start": TOLD,
