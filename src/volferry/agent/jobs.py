@@ -40,9 +40,8 @@ from volferry.agent.mounts import device_number, mount_table
 
 JOBS = ("prepare", "pass", "cutover", "cutback", "mirror")
 
-
-LANES = ("", "mirror")
 START_S = 20.0
+LANES = ("", "mirror")
 """A transfer does one job at a time, and beside it the mirror, which lives from before the snapshot
 until the end. Each lane has a folder of its own, and a unit of its own."""
 
