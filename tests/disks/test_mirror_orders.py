@@ -176,7 +176,7 @@ def test_a_disk_of_2_tib_takes_less_than_100_mib_of_memory(world: World) -> None
     world.guest.install(world.source.ref)
     mirror = Mirrored(world).track()
     world.blank(2 << 20)
-    assert mirror.begin(blank=True)["chunk_bytes"] == [4 * 1024]
+    assert mirror.begin(blank=True)["chunk_bytes"] == [16 * 1024]
     mirror.until(lambda f: f["phase"] == "copying", "copy")
     peaks = [peak_kib(mirror.worker())]
     mirror.kill()
