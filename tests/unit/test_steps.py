@@ -14,9 +14,11 @@ from volferry.steps.detach import Detach
 from volferry.steps.protect import Protect
 from volferry.steps.retype import Retype
 from volferry.steps.snapshot import TakeSnapshot
+from volferry.steps.step import Undo
 from volferry.steps.target import Target
 from volferry.steps.tidy import Tidy
 from volferry.steps.track import Track
+from volferry.store import Request
 
 
 class PowerCut(BaseException):
@@ -403,6 +405,22 @@ async def test_what_is_held_is_told_as_it_is(cloud):
         await Detach().do(ctx)
     assert "the source is attached and unchanged (--hold)" in held.value.what
     assert "detaches the source and ends" in held.value.hint
+
+
+async def test_detaching_that_was_held_before_it_began_costs_nothing_to_take_back(cloud):
+    """Else going back to a standby, which loses nothing, would ask for a word as well."""
+    ctx = await context(cloud)
+    wanted = ctx.plan.wanted.model_copy(update={"keep_standby": True})
+    ctx.plan = ctx.plan.model_copy(update={"wanted": wanted})
+    assert await Detach().left_behind(ctx) is None
+    ctx.line.asked.append(Request(id=1, transfer=ctx.transfer_id, what="finish", facts={}, at=0.0))
+    left = await Detach().left_behind(ctx)
+    assert [one["source_id"] for one in left["sources"]] == [v.id for v in ctx.plan.cloud.sources]
+    assert Detach().costs(left) is Undo.CONSENT
+
+    ctx.line.asked.clear()
+    await unplugged(cloud, ctx)
+    assert await Detach().left_behind(ctx) == left, "it was cut between its end and its receipt"
 
 
 async def test_without_the_agents_record_there_is_no_way_back_from_tidying_up(cloud):

@@ -26,11 +26,17 @@ class Detach(Step):
         return None
 
     async def left_behind(self, ctx: Context) -> Receipt | None:
-        return {"sources": [{"source_id": source.id} for source in ctx.plan.cloud.sources]}
+        sources = ctx.plan.cloud.sources
+        if _is_held(ctx):
+            # Nothing was begun, so what going back costs is for the cutover to say; unless all was
+            # done, and the message to finish was taken, when it was cut before its receipt.
+            volumes = [await ctx.cloud.volume(source.id) for source in sources]
+            if all(volume.status == "in-use" for volume in volumes):
+                return None
+        return {"sources": [{"source_id": source.id} for source in sources]}
 
     async def do(self, ctx: Context) -> Receipt:
-        wanted = ctx.plan.wanted
-        if (wanted.hold or wanted.keep_standby) and not ctx.requests("finish"):
+        if _is_held(ctx):
             state, finish = _as_held(ctx)
             raise Held(
                 f"the service runs on the target; the source {state}",
@@ -88,6 +94,11 @@ class Detach(Step):
             )
             # The guest goes back by itself; to a disk that it does not see yet it could not.
             await appears(ctx, source, "the service runs on the target, which is complete")
+
+
+def _is_held(ctx: Context) -> bool:
+    wanted = ctx.plan.wanted
+    return (wanted.hold or wanted.keep_standby) and not ctx.requests("finish")
 
 
 def _as_held(ctx: Context) -> tuple[str, str]:
