@@ -9,7 +9,7 @@ import zlib
 from pathlib import Path
 
 import pytest
-from agent_rig import AGENT, Guest, Told, agent
+from agent_rig import AGENT, Disks, Guest, Told, agent, shell
 
 SOURCE = {"volume_id": "3f0d4a5e-aaaa-bbbb-cccc-0123456789ab", "size_bytes": 1}
 
@@ -103,6 +103,21 @@ def test_uninstall_leaves_nothing_of_ours_and_may_be_repeated(guest: Guest, tmp_
     assert guest.call("uninstall", files=[str(rule)]) == {"removed": [], "left": []}
     other.call("uninstall", files=[])
     assert not (guest.root / "base").exists()
+
+
+def test_what_was_removed_stays_away_after_a_power_cut(disks: Disks, tmp_path: Path) -> None:
+    """Seen in a guest that was reset right after ``finish``: a claim that is there again refuses
+    the next transfer of its volume."""
+    volume = disks.blank("root", 32)
+    shell("mkfs.ext4", "-q", volume.loop)
+    root = disks.mount(volume.loop, tmp_path / "root", "commit=300")
+    guest = Guest(root)
+    guest.install(SOURCE)
+    shell("sync", "-f", root)
+    guest.call("uninstall", files=[])
+    as_it_is_on_the_disk = disks.clone(volume, "cut")
+    after = disks.mount(as_it_is_on_the_disk.loop, tmp_path / "after")
+    assert (after / "etc").is_dir() and not (after / "base").exists()
 
 
 @pytest.mark.parametrize("state", ["ended", "running"])

@@ -29,7 +29,7 @@ from volferry.agent.basics import (
     write_json,
 )
 from volferry.agent.disks import Disk, look_for
-from volferry.agent.jobs import LANES, Job, Supervisor, lane_dir
+from volferry.agent.jobs import LANES, Job, Supervisor, lane_dir, unlink_durably
 from volferry.agent.mounts import make_directory, mount_table
 from volferry.agent.tracker import TRACKER_PREFIX, Tracker, tracefs_path
 
@@ -166,8 +166,7 @@ def put_file(state_dir: str, path: str, content: Optional[str], mode: Optional[i
     keep_backup(state_dir, path, before)
     raw = to_bytes(path)
     if wanted is None:
-        os.unlink(raw)
-        fsync_directory(os.path.dirname(raw))
+        unlink_durably(path)
         return True
     if mode is None:
         mode = 0o644 if before is None else stat.S_IMODE(os.lstat(raw).st_mode)
@@ -322,8 +321,7 @@ def verb_uninstall(place: Place, request: Json) -> Json:
     for path in request.get("files", []):
         try:
             if current_content(path) is not None:
-                os.unlink(to_bytes(path))
-                fsync_directory(to_bytes(os.path.dirname(path)))
+                unlink_durably(path)
                 removed.append(path)
         except (AgentError, OSError) as error:
             left.append("{}: {}".format(path, error))
@@ -333,7 +331,7 @@ def verb_uninstall(place: Place, request: Json) -> Json:
     for name in os.listdir(claims) if os.path.isdir(claims) else []:
         path = os.path.join(claims, name)
         if os.path.isfile(path) and not os.path.islink(path) and claimed_by(path) == transfer:
-            os.unlink(path)
+            unlink_durably(path)
             removed.append(path)
     below = [entry.target for entry in mount_table(place) if is_below(entry.target, state_dir)]
     if below:  # never walk into somebody's data with rmtree
@@ -341,10 +339,12 @@ def verb_uninstall(place: Place, request: Json) -> Json:
     elif os.path.isdir(state_dir) and not os.path.islink(state_dir):
         try:
             shutil.rmtree(state_dir)
+            fsync_directory(to_bytes(place.base))
             removed.append(state_dir)
         except OSError as error:
             left.append("{}: {}".format(state_dir, error))
     for folder in (claims, place.base):
         with contextlib.suppress(OSError):  # not empty: another transfer's
             os.rmdir(folder)
+            fsync_directory(to_bytes(os.path.dirname(folder)))
     return {"removed": removed, "left": left}

@@ -303,7 +303,7 @@ def link(path: str, at: str) -> None:
 
 def unlink_durably(path: str) -> None:
     with contextlib.suppress(FileNotFoundError):
-        os.unlink(path)
+        os.unlink(to_bytes(path))
         fsync_directory(to_bytes(os.path.dirname(path)))
 
 
