@@ -92,6 +92,18 @@ def test_going_back_twice_is_refused_and_harmless(world: World) -> None:
     world.assert_live("source")
 
 
+def test_going_back_ends_with_a_reason_though_the_target_is_not_what_it_was(world: World) -> None:
+    running(world)
+    request = world.cutover_request(None)
+    for filesystem in request["filesystems"]:
+        filesystem["target"] = {**filesystem["target"], "size_bytes": 4096}
+    world.guest.start("cutback", request)
+    status = world.guest.wait()
+    assert status["result"]["outcome"]["live"] == "source"
+    assert "the source is the live side already" in status["result"]["outcome"]["reason"]
+    world.assert_live("source")
+
+
 def test_every_filesystem_of_the_volume_moves_or_none(world: World, stand_in: StandIn) -> None:
     last = running(world, table="gpt", count=2)
     # The second mount of the target fails: the first has to come back as well.

@@ -6,7 +6,6 @@ A story takes some minutes under emulation, so `make test` tells one and `make t
 from __future__ import annotations
 
 import contextlib
-import os
 import subprocess
 import time
 from collections.abc import Callable
@@ -15,11 +14,11 @@ from typing import NamedTuple
 import pytest
 
 from lab.api import Lab
+from tests.lab.stacks import in_full, links
 from tests.lab.volferry_command import UNIT, Command, Guest, snapshots, tree, words
 
 pytestmark = pytest.mark.lab
 
-EVERY = os.environ.get("VOLFERRY_EVERY_STACK") == "1"
 STREWN_KIB = 256
 
 
@@ -56,9 +55,12 @@ class Stacked(Guest):
         self.volume_ids = volume_ids
 
     def lay_out(self, stack: Stack) -> None:
-        others = " ".join(f"/dev/disk/by-id/virtio-{one[:20]}" for one in self.volume_ids[1:])
         self.put_in_use(
-            stack.fstype, stack.table, stack=stack.name, more_disks=others, strewn_kib=STREWN_KIB
+            stack.fstype,
+            stack.table,
+            stack=stack.name,
+            more_disks=links(self.volume_ids[1:]),
+            strewn_kib=STREWN_KIB,
         )
 
     def disks_below(self) -> set[str]:
@@ -153,9 +155,6 @@ def wishes(lab: Lab, guest: Stacked, *more: str) -> tuple[str, ...]:
 
 def targets(volferry: Command) -> list[str]:
     return [move["target"]["id"] for move in volferry.report()["moves"]]
-
-
-in_full = pytest.mark.skipif(not EVERY, reason="hours under emulation: make test-stacks")
 
 
 @in_full

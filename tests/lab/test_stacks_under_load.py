@@ -2,8 +2,8 @@
 byte for byte.
 
 The machine that the tests run on may have neither device-mapper nor md: guests have both. `make
-test` carries one stack and one whose mirror loses writes, `make test-stacks` all, each with all
-filesystems.
+test` carries one stack, `make test-stacks` all, each with all filesystems, and a mirror that loses
+writes.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import pytest
 
 from lab.api import Lab
 from tests.lab.naming import named
+from tests.lab.stacks import in_full, links
 from volferry import agent
 from volferry.channels.ssh import Ssh
 from volferry.guests import linux_facts, quarantine
@@ -37,9 +38,6 @@ an emulated processor."""
 SECONDS = 6.0
 DEEDS = {"renames", "storms", "direct", "mapped", "truncates", "discards"}
 ON_A_DEVICE = {"storms", "direct", "mapped", "discards"}
-
-EVERY = os.environ.get("VOLFERRY_EVERY_STACK") == "1"
-NOT_EVERY = pytest.mark.skipif(not EVERY, reason="minutes under emulation: make test-stacks")
 
 
 class Stack(NamedTuple):
@@ -165,10 +163,6 @@ class Mirrored:
         }
 
 
-def links(volume_ids: list[str]) -> str:
-    return " ".join(f"/dev/disk/by-id/virtio-{one[:20]}" for one in volume_ids)
-
-
 def cut_short(lab: Lab, volume_id: str, size_bytes: int) -> None:
     """Behind Cinder's back, whose smallest volume has a GiB: nobody has it open yet."""
     [file] = lab.layout.volumes.glob(f"*/volume-{volume_id}")
@@ -190,7 +184,7 @@ def mirrored(
 
 @pytest.mark.parametrize(
     "stack",
-    [pytest.param(one, marks=[] if one == CARRIED else NOT_EVERY, id=str(one)) for one in STACKS],
+    [pytest.param(one, marks=[] if one == CARRIED else in_full, id=str(one)) for one in STACKS],
 )
 def test_byte_for_byte_under_every_kind_of_write(
     mirrored: Callable[[Stack], Mirrored], stack: Stack
@@ -207,7 +201,7 @@ def test_byte_for_byte_under_every_kind_of_write(
     assert told["overwritten"] == [[]] * (stack.volumes - 1) + [[at]]
 
 
-@NOT_EVERY
+@in_full
 def test_a_mirror_that_loses_writes_is_not_the_same(
     mirrored: Callable[[Stack], Mirrored],
 ) -> None:

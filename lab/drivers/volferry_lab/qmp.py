@@ -26,7 +26,7 @@ class QMP:
             self.socket.connect(str(path))
             self._read(time.monotonic() + timeout_s)
             self("qmp_capabilities")
-        except BaseException:
+        except BaseException:  # a signal's too: nobody else has the socket
             self.socket.close()
             raise
 

@@ -321,7 +321,7 @@ def run(argv: List[str], timeout_s: float = COMMAND_S, stdin: bytes = b"") -> Ra
         raise AgentError(
             "failed", "{} did not end within {}".format(" ".join(argv[:6]), told_limit(timeout_s))
         )
-    except BaseException:
+    except BaseException:  # a signal's too: no program outlives who waits for it
         end_process(process)
         raise
     return Ran(process.returncode, to_text(out), to_text(err))

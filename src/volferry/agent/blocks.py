@@ -38,11 +38,11 @@ TRANSFER = MIB
 """Bytes of one read or write, at most."""
 HANDS = 16
 """Transfers under way at once where nobody else needs the disk: a volume behind a network answers
-each after its latency, so one at a time leaves most of its rate unused. Of the 1024 scattered
-chunks of a final copy too: on loop devices of two cores they took 176 ms one after the other, 109
-by four at once, 40 by eight and 47 by 16."""
+each after its latency, so one at a time leaves most of its rate unused. 1024 scattered chunks took
+176 ms one after the other, 109 by four, 40 by eight and 47 by 16, on loop devices and two cores,
+where there is no latency to speak of."""
 FEW_HANDS = 4
-"""The same where somebody else needs the disk, or each transfer is a whole one."""
+"""The same where somebody else needs the disk, and so many whole transfers are in a batch."""
 BATCH = 256
 """Runs of chunks that the hands share before anybody is told of them, at most."""
 
@@ -241,7 +241,7 @@ class Pair:
         self.source = DiskFile(source.path, source.size_bytes)
         try:
             self.target = DiskFile(target.path, target.size_bytes, write=True)
-        except BaseException:
+        except BaseException:  # a signal's too: nobody else knows of the open disk
             self.source.close()
             raise
         self.hands = [Hand() for _ in range(HANDS)]

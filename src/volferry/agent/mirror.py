@@ -241,7 +241,7 @@ class Mirror(Follower):
             for side in self.sides:
                 assert side.pair is not None
                 self.refuse_if_recognised(side.pair.target_disk)
-        except BaseException:
+        except BaseException:  # a signal's too: no target stays held
             for side in self.sides:
                 side.close()
             raise
@@ -424,7 +424,7 @@ class Mirror(Follower):
             self.end_watch()
             for side in self.sides:
                 self.open_pair(side, self.head_bytes)
-        except BaseException:
+        except BaseException:  # a signal's too: it may be between the two states
             self.ending = True  # one that is begun again compares everything
             raise
         write_json(self.job.path(ORDERS), self.kept)
@@ -441,7 +441,7 @@ class Mirror(Follower):
             raise AgentError("refused", "the target was not shown yet")
         try:
             self.swap(self.kept)
-        except BaseException:
+        except BaseException:  # a signal's too
             self.ending = True  # neither role is whole
             raise
         self.end_watch()
