@@ -127,6 +127,17 @@ class Guest:
             assert time.monotonic() < deadline, status
             time.sleep(0.05)
 
+    def until_phase(self, phase: str, timeout_s: float = 60.0) -> Json:
+        """The status once the job, which has to run until then, is in this phase."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            status = self.status()
+            if status["phase"] == phase:
+                return status
+            assert status["state"] == "running", status
+            assert time.monotonic() < deadline, status
+            time.sleep(0.02)
+
     def do(self, job: str, request: Json, timeout_s: float = 60.0) -> Json:
         """Run a job to its end; its result, or its error raised."""
         self.start(job, request)

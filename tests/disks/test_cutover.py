@@ -336,8 +336,7 @@ def test_a_stop_is_refused_once_something_was_stopped(world: World, stand_in: St
     armed(world)
     stand_in("rsync", VERSION + 'sleep 2\nexec {real} "$@"\n')
     world.guest.start("cutover", world.cutover_request(None))
-    while world.guest.status()["phase"] != "copying":
-        time.sleep(0.02)
+    world.guest.until_phase("copying")
     with pytest.raises(Told, match="in phase 'copying' and ends by itself") as told:
         world.guest.call("stop")
     assert told.value.kind == "refused"

@@ -58,13 +58,7 @@ class Moved:
         self.world.disks.plug(self.world.source)
 
     def awaiting(self) -> Json:
-        deadline = time.monotonic() + 60
-        while True:
-            status = self.world.guest.status()
-            assert status["state"] == "running" and time.monotonic() < deadline, status
-            if status["phase"] == "awaiting":
-                return status
-            time.sleep(0.05)
+        return self.world.guest.until_phase("awaiting")
 
     def outcome(self) -> Json:
         status = self.world.guest.wait()

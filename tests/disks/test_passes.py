@@ -216,8 +216,7 @@ def test_a_pass_is_seen_by_nobody(world: World, stand_in: StandIn) -> None:
     before = world.mounts()
     assert before
     world.guest.start("pass", world.pass_request())
-    while world.guest.status()["phase"] != "copying":
-        time.sleep(0.02)
+    world.guest.until_phase("copying")
     assert world.mounts() == before
     status = world.guest.wait()
     assert status["error"] is None
@@ -245,8 +244,7 @@ def test_a_pass_that_is_stopped_lets_go_of_everything(world: World, stand_in: St
     world.make("ext4").ready()
     stand_in("rsync", VERSION + "exec sleep 600\n")
     world.guest.start("pass", world.pass_request())
-    while world.guest.status()["phase"] != "copying":
-        time.sleep(0.02)
+    world.guest.until_phase("copying")
     assert world.guest.call("stop") == {"stopped": True, "state": "ended"}
     assert "stopped on request" in world.guest.status()["error"]["what"]
     shell("umount", world.data[0])

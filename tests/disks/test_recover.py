@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import time
 from collections.abc import Callable
 
 import pytest
@@ -82,8 +81,7 @@ def test_the_supervisor_takes_up_a_killed_worker_by_itself(
     ready(world)
     stand_in("rsync", '[ "$1" = --version ] && exec {real} --version\nexec sleep 600\n')
     world.guest.start("cutover", world.cutover_request(None))
-    while world.guest.status()["phase"] != "copying":
-        time.sleep(0.02)
+    world.guest.until_phase("copying")
     worker = json.loads((world.guest.state_dir / "worker.json").read_text())["pid"]
     os.kill(worker, signal.SIGKILL)
     status = world.guest.wait()
@@ -102,12 +100,10 @@ def test_a_dead_supervisor_is_replaced_when_the_job_is_started_again(
     stand_in("rsync", '[ "$1" = --version ] && exec {real} --version\nexec sleep 600\n')
     request = world.cutover_request(None)
     job_id = world.guest.start("cutover", request)
-    while world.guest.status()["phase"] != "copying":
-        time.sleep(0.02)
+    world.guest.until_phase("copying")
     for name in ("supervisor.json", "worker.json"):
         os.kill(json.loads((world.guest.state_dir / name).read_text())["pid"], signal.SIGKILL)
-    while world.guest.status()["state"] != "died":
-        time.sleep(0.02)
+    assert world.guest.wait()["state"] == "died"
     assert world.live_side() == "nothing"
     with pytest.raises(Exception, match="has to be taken up first"):
         world.guest.start("pass", world.pass_request())
@@ -132,6 +128,7 @@ def test_a_restart_while_settling_starts_the_services_again(world: World) -> Non
     installed = arm(ready(world))
     killed_at(world, installed, "settling")
     record = restarted(world)
+    world.wait_for_writer()
     world.stop_writer()
     outcome = taken_up(world, installed)
     assert_ended(world, outcome, "target")
@@ -168,8 +165,7 @@ def test_sigterm_before_the_commit_takes_it_back(
     ready(world)
     stand_in("rsync", '[ "$1" = --version ] && exec {real} --version\nexec sleep 600\n')
     world.guest.start("cutover", world.cutover_request(None))
-    while world.guest.status()["phase"] != "copying":
-        time.sleep(0.02)
+    world.guest.until_phase("copying")
     os.kill(json.loads((world.guest.state_dir / "worker.json").read_text())["pid"], signal.SIGTERM)
     outcome = world.guest.wait()["result"]["outcome"]
     assert (outcome["live"], outcome["reason"]) == ("source", "the cutover was stopped on request")
@@ -182,8 +178,7 @@ def test_a_pass_whose_worker_was_killed_says_that_it_died(
     ready(world)
     stand_in("rsync", '[ "$1" = --version ] && exec {real} --version\nexec sleep 600\n')
     world.guest.start("pass", world.pass_request())
-    while world.guest.status()["phase"] != "copying":
-        time.sleep(0.02)
+    world.guest.until_phase("copying")
     os.kill(json.loads((world.guest.state_dir / "worker.json").read_text())["pid"], signal.SIGKILL)
     status = world.guest.wait()
     assert status["state"] == "ended" and "process died" in status["error"]["what"]
