@@ -126,5 +126,5 @@ def volferry(lab: Lab, source: str, method: str) -> dict[str, Any]:
 
 
 def sweep(lab: Lab) -> None:
-    lab.knobs.reset()
+    lab.reset()
     lab.sweep(SERVER, "benchvol*")

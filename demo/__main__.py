@@ -98,7 +98,7 @@ def say(text: str) -> None:
 
 def fresh_server(lab: Lab) -> str:
     """``testsrv`` with an empty ``sourcevol`` of 2 GiB; those of an earlier demo are removed."""
-    lab.knobs.reset()
+    lab.reset()
     lab.sweep(SERVER, SOURCE)
     lab.ensure_server(SERVER, image="debian-12", flavor="m1.medium")
     source = lab.ensure_volume(SOURCE, size_gib=2, volume_type="cbs-standard")

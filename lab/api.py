@@ -123,6 +123,20 @@ class Lab:
             finally:
                 _held_here.remove(self.layout.user)
 
+    def reset(self) -> None:
+        """Turn all knobs off, and put the member's quotas back to what the lab gives it.
+
+        For whoever begins: a run that was killed leaves both as they were, and they outlive even
+        the lab's services. Raises LabError.
+        """
+        self.knobs.reset()
+        self.admin.request("DELETE", "block-storage", self._quotas())
+
+    def _quotas(self) -> str:
+        """Where the member's quotas are asked for and set."""
+        self.member.get("block-storage", "/volumes")  # a project is known from the first login on
+        return f"/os-quota-sets/{self.member.project_id}"
+
     def sweep(self, *patterns: str) -> list[str]:
         """Delete what a run that was cut short left, however it stands; return what that was.
 
@@ -261,8 +275,7 @@ class Lab:
     @contextmanager
     def quota(self, **limits: int) -> Iterator[None]:
         """For a while, so many more than are used now: `snapshots=0` leaves room for none."""
-        self.member.get("block-storage", "/volumes")  # a project is known from the first login on
-        path = f"/os-quota-sets/{self.member.project_id}"
+        path = self._quotas()
         found = self.admin.get("block-storage", f"{path}?usage=true")["quota_set"]
 
         def put(values: dict[str, int]) -> None:

@@ -52,7 +52,7 @@ def lab() -> Iterator[Lab]:
     found = Lab()
     with found.held("tests"):
         found.up()
-        found.knobs.reset()
+        found.reset()
         swept = found.sweep("test-*")
         if swept:
             print(f"swept what an earlier run left: {', '.join(swept)}", file=sys.stderr)

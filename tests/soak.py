@@ -201,6 +201,7 @@ def main() -> int:
     lab = Lab()
     with lab.held("soak"), tempfile.TemporaryDirectory(prefix="volferry-soak-") as folder:
         lab.up()
+        lab.reset()
         return Soak(lab, asked.seed, Path(folder)).run(asked.minutes)
 
 

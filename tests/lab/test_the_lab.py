@@ -116,6 +116,18 @@ def wait_for_retype(lab: Lab, volume: str) -> dict[str, object]:
     return found
 
 
+def test_what_a_killed_run_left_is_put_back(lab: Lab, new_volume: NewVolume) -> None:
+    """A run was killed in `quota`, and every test of the next one that made a snapshot failed."""
+    volume = new_volume()
+    with lab.quota(snapshots=0):
+        with pytest.raises(Refused) as refusal:
+            lab.create_snapshot(volume)
+        assert refusal.value.code == 413
+        lab.knobs.set("create_snapshot", fail=ALWAYS)
+        lab.reset()
+        lab.delete_snapshot(lab.create_snapshot(volume))
+
+
 def test_a_read_only_volume_that_an_admin_attached_is_read_only_in_the_guest(
     lab: Lab, server: str, new_volume: NewVolume
 ) -> None:
