@@ -209,6 +209,7 @@ class Layout:
         if self.secrets_json.exists():
             known = json.loads(self.secrets_json.read_text())
         if name not in known:
+            self.root.mkdir(parents=True, exist_ok=True)  # asked for before the first start
             known[name] = secrets.token_hex(16)
             write_atomically(self.secrets_json, json.dumps(known, indent=2) + "\n", mode=0o600)
         return known[name]
