@@ -179,6 +179,21 @@ def test_after_one_that_was_taken_back_a_second_cutover_succeeds(world: World) -
     assert hidden(world)
 
 
+def test_what_a_service_writes_while_it_stops_is_followed_meanwhile(world: World) -> None:
+    """A database writes its last checkpoint then, and nobody waits for the copy of it twice."""
+    mirror = mirrored(world)
+    flushed, size = world.data[0] / "flushed", 12 << 20
+    writes = f"head -c {size} /dev/urandom >{flushed} && sync {flushed} && sleep 2"
+    outcome, status = mirror.cut_over(stop=[world.stop_command, writes])
+    assert outcome["result"] == "committed", status
+    assert outcome["final_pass"]["bytes_copied"] < size / 4
+    assert outcome["final_pass"]["bytes_compared"] < size / 4
+    world.assert_live("target")
+    assert flushed.stat().st_size == size
+    source = world.disks.mount(world.source.loop, world.guest.root / "was", "ro,noload")
+    assert shell("cmp", str(flushed), str(source / "flushed"), check=False) == ""
+
+
 def test_a_cutover_whose_mirror_dies_switches_nothing(world: World) -> None:
     mirror = mirrored(world)
     outcome, _ = mirror.cut_over(stop=[world.stop_command, f"kill -9 {mirror.worker()}"])

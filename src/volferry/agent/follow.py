@@ -234,7 +234,7 @@ class Follower:
         self.progress["done_bytes"] += length
         self.job.report(self.phase, **self.told())
 
-    def one_pass(self) -> None:
+    def one_pass(self, throttle: Throttle) -> None:
         number = len(self.passes) + 1
         result = self.new_pass(number)
         began = time.monotonic()
@@ -242,11 +242,11 @@ class Follower:
             with self.lock:
                 work = side.pair.free(side.dirty.take())  # type: ignore[union-attr]
             result["dirty_bytes"] += work.count * side.chunk_bytes
-            self.copy(side, work, result, self.throttle, self.tick)
+            self.copy(side, work, result, throttle, self.tick)
         copied = time.monotonic()
         result["copy_s"] = round(copied - began, 3)
         round_before = self.round
-        self.compare_all(result, self.throttle, self.tick)
+        self.compare_all(result, throttle, self.tick)
         self.drain()
         ended = time.monotonic()
         result["compare_s"] = round(ended - copied, 3)

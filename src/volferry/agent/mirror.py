@@ -6,7 +6,7 @@ Orders (JSON lines on the socket; those marked * wait for the end of the transfe
 ``pairs``*    {pairs: [{source, target}], blank: bool, verify, luks: bool} begin: mask the targets
 ``set``       {bwlimit_bytes_s: int|null, pace: float?}
 ``figures``   what ``status`` has as progress.figures, as it is now
-``ready``*    a cutover is about to begin: finish what is at hand, do nothing but note writes
+``ready``*    a cutover is about to begin: copy and compare without a pause while services stop
 ``final``*    {deadline_s, save: bool} nobody writes any more: copy the rest and compare it
 ``unmask``*   write what was withheld, read it back, let go of the targets
 ``mask``*     the cutover was taken back: hide the targets and go on
@@ -55,6 +55,7 @@ from volferry.agent.listen import Listener
 ORDERS = "orders.json"
 BREATH_S = 0.5
 """Between two passes: what is written over and over is then copied once."""
+HURRIED_BREATH_S = 0.05
 DEFAULT_PACE = 0.05
 
 
@@ -79,7 +80,10 @@ class Mirror(Follower):
         self.pace = DEFAULT_PACE
         self.mask_s = 0.0
         self.publish_s = 0.0
+        self.ready = False
+        """A cutover has begun: it waits for us."""
         self.held = False
+        """Nobody writes any more: no pass is begun."""
         self.proven = False
         """Nobody writes, and source and target are the same."""
         self.shown = False
@@ -113,7 +117,7 @@ class Mirror(Follower):
 
     def turn(self) -> None:
         try:
-            order = self.orders.get(timeout=BREATH_S)
+            order = self.orders.get(timeout=HURRIED_BREATH_S if self.ready else BREATH_S)
         except queue.Empty:
             order = None
         if order is not None:
@@ -127,7 +131,7 @@ class Mirror(Follower):
             with self.lock:
                 work = any(side.dirty.count for side in self.sides)
             if work or any(side.unverified.count for side in self.sides):
-                self.one_pass()
+                self.one_pass(Throttle() if self.ready else self.throttle)
             elif not self.compared_all:  # nothing was written, and nothing is to be compared
                 self.compared_all, self.suspect = True, False
             self.phase = "current"
@@ -286,7 +290,8 @@ class Mirror(Follower):
             )
 
     def get_ready(self, message: Json) -> Json:
-        """Services are stopped next: from here on we are what they wait for."""
+        """Services are stopped next: from here on we are what they wait for. What they write while
+        they stop is followed at full speed, so that little is left when they have."""
         if bool(message.get("swapped")) != bool(self.kept and self.kept.get("swapped")):
             raise AgentError("refused", "the mirror's roles are not those of this order")
         self.take_loss()
@@ -301,7 +306,7 @@ class Mirror(Follower):
                 "nothing was stopped",
                 "wait until it has been",
             )
-        self.held, self.proven = True, False
+        self.ready, self.held, self.proven = True, False, False
         self.end_watch()
         try:
             self.begin_watch()
@@ -317,8 +322,9 @@ class Mirror(Follower):
         """Nobody writes to the source: make the target equal to it and prove it. -> the pass, with
         ``withheld``: what hides the target, and shows it, without this process or the source."""
         deadline = time.monotonic() + float(message["deadline_s"])
-        if not self.held:
+        if not self.ready:
             raise AgentError("refused", "the mirror was not told to get ready")
+        self.held = True
         hurry = Throttle()
 
         def tick(first: int, count: int, length: int) -> None:
@@ -331,10 +337,10 @@ class Mirror(Follower):
 
         while self.drain():
             pass
-        if self.loss:
+        if self.loss or not self.compared_all:
             raise AgentError(
                 "failed",
-                "the last writes are not known: {}".format(self.loss),
+                "the last writes are not known: {}".format(self.loss or self.notes[-1]),
                 "the source is complete; nothing was switched",
                 "everything is compared again, then the cutover can be tried again",
             )
@@ -428,7 +434,8 @@ class Mirror(Follower):
             self.ending = True  # one that is begun again compares everything
             raise
         write_json(self.job.path(ORDERS), self.kept)
-        self.phase, self.held, self.proven, self.shown = "tracking", False, False, False
+        self.phase, self.ready, self.held = "tracking", False, False
+        self.proven, self.shown = False, False
         lower_priority()
         return {}
 
@@ -445,7 +452,7 @@ class Mirror(Follower):
             self.ending = True  # neither role is whole
             raise
         self.end_watch()
-        self.phase, self.held, self.shown = "standby", False, False
+        self.phase, self.ready, self.held, self.shown = "standby", False, False, False
         lower_priority()
         return {}
 
