@@ -56,9 +56,7 @@ def build(layout: Layout, suite: str, say: Callable[[str], None]) -> None:
     say(f"building the guest image {suite} (about a minute)")
     layout.cache.mkdir(parents=True, exist_ok=True)
     log = layout.logs / f"image-{suite}.log"
-    packages = [
-        line for line in (_GUEST / "packages").read_text().split("\n") if line and line[0] != "#"
-    ]
+    packages = _packages(suite)
     with tempfile.TemporaryDirectory(prefix=f"{suite}-", dir=layout.cache) as work:
         draft = Image(Path(work) / "image")
         draft.folder.mkdir()
@@ -89,6 +87,16 @@ def build(layout: Layout, suite: str, say: Callable[[str], None]) -> None:
             run_logged(as_root("rm", "-rf", "--one-file-system", root), log, timeout_s=300)
         run_logged(as_root("chown", "-R", f"{os.getuid()}", draft.folder), log, timeout_s=60)
         draft.folder.replace(wanted.folder)
+
+
+def _packages(suite: str) -> list[str]:
+    """Those that a line of the list names for every suite, or for this one."""
+    lines = [line.split() for line in (_GUEST / "packages").read_text().splitlines()]
+    return [
+        words[0]
+        for words in lines
+        if words and words[0][0] != "#" and (not words[1:] or suite in words[1:])
+    ]
 
 
 def build_all(layout: Layout, say: Callable[[str], None]) -> None:

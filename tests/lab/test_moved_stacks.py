@@ -41,7 +41,7 @@ STACKS = (
     Stack("lvm", "xfs", image="debian-13"),
     Stack("lvm-two", "xfs", volumes=2),
     Stack("md", "xfs", volumes=2, image="debian-13"),
-    Stack("luks", "ext4"),  # Debian 13 has systemd-cryptsetup in a package that the image lacks
+    Stack("luks", "ext4", image="debian-13"),
     Stack("lvm-on-luks", "xfs"),
     Stack("raw", ""),
 )
