@@ -70,7 +70,7 @@ soak: install
 # byte after a load, then restarted at the three worst moments.
 test-stacks: install tools
 	$(AS_ROOT) env VOLFERRY_EVERY_STACK=1 $(BIN)/python -m pytest tests/lab/test_stacks_under_load.py \
-	  tests/lab/test_moved_stacks.py $(PYTEST_ARGS)
+	  tests/lab/test_moved_stacks.py tests/lab/test_transfer.py $(PYTEST_ARGS)
 
 demo: install
 	$(AS_ROOT) $(BIN)/python -m demo

@@ -167,7 +167,8 @@ def swept() -> Iterator[dict[str, Swept]]:
     found: dict[str, Swept] = {}
     with (
         tempfile.TemporaryDirectory(prefix="volferry-sweep-", dir=memory()) as base,
-        ProcessPoolExecutor(WORKERS, mp_context=processes) as pool,
+        # Beside it a guest is emulated, and nothing in here looks at a clock.
+        ProcessPoolExecutor(WORKERS, processes, os.nice, (10,)) as pool,
         ThreadPoolExecutor(WORKERS) as threads,
     ):
 

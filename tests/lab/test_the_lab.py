@@ -203,7 +203,7 @@ def test_a_guest_has_what_a_migration_needs(lab: Lab, server: str) -> None:
     lab.ssh(server, "python3 -c 'import json, ctypes, socket, hashlib, subprocess'")
 
 
-def test_a_reboot_keeps_volumes_and_the_journal(
+def test_reboots_and_a_stop_keep_volumes_and_the_journal(
     lab: Lab, own_server: Callable[..., str], new_volume: NewVolume
 ) -> None:
     name, volume = own_server(), new_volume()
@@ -222,22 +222,18 @@ def test_a_reboot_keeps_volumes_and_the_journal(
     lab.ssh(name, f"test -b {disk(volume)}", root=True)
 
     before = boot_id(lab, name)
-    lab.member.post(
-        "compute", f"/servers/{server_id(lab, name)}/action", {"reboot": {"type": "HARD"}}
-    )
+    action = f"/servers/{server_id(lab, name)}/action"
+    lab.member.post("compute", action, {"reboot": {"type": "HARD"}})
     wait_for_another_boot(lab, name, before)
     lab.ssh(name, until_seen(disk(volume)), root=True)
 
-
-def test_a_server_can_be_stopped_and_started(lab: Lab, own_server: Callable[..., str]) -> None:
-    name = own_server(image="debian-13")
-    action = f"/servers/{server_id(lab, name)}/action"
     before = boot_id(lab, name)
     lab.member.post("compute", action, {"os-stop": None})
     lab.wait_for_server(name, "SHUTOFF")
     lab.member.post("compute", action, {"os-start": None})
     lab.wait_for_server(name, "ACTIVE")
     wait_for_another_boot(lab, name, before)
+    lab.ssh(name, until_seen(disk(volume)), root=True)
 
 
 def test_a_scsi_image_gives_disks_with_the_whole_volume_id(

@@ -73,8 +73,8 @@ def test_a_transfer_beside_a_cloud_that_fails_one_request_in_five(scene: Scene) 
 # ---- the way into the guest ----------------------------------------------------------------------
 
 
-@methods("rsync")
-@pytest.mark.parametrize("seconds", [1, pytest.param(60, marks=EVERY)])
+@methods()
+@pytest.mark.parametrize("seconds", [1, 60])
 def test_ssh_is_cut_in_the_middle_of_the_sync(scene: Scene, seconds: float) -> None:
     running = scene.begin("--type", "cbs-standard")
     scene.when(running, "sync")
