@@ -55,7 +55,7 @@ def test_the_target_is_the_source_bit_for_bit(
     mirror.begin(blank=blank)
     mirror.until_compared()
     final = mirror.finish_by_hand()
-    assert final["chunks_compared"] > 0
+    assert final["verified"] is True
     assert differing_bytes(world) == ""
 
 
@@ -68,7 +68,7 @@ def test_the_service_runs_on_the_mirrored_target(
     mirror.until_compared()
     outcome, status = mirror.cut_over(settle_s=1)
     assert (outcome["result"], outcome["reason"]) == ("committed", ""), status
-    assert outcome["final_pass"]["chunks_compared"] >= outcome["final_pass"]["chunks_copied"] > 0
+    assert outcome["final_pass"]["chunks_compared"] >= outcome["final_pass"]["chunks_copied"]
     assert set(outcome["parts"]) >= {"stop", "unmount", "copy", "compare", "commit", "mount"}
     world.assert_live("target")
     assert mirror.wait()["error"] is None
@@ -102,7 +102,7 @@ def test_going_back_to_a_standby_loses_nothing(mirrored: Make, world: World, fst
 
     back = status["result"]["outcome"]
     assert (back["result"], back["live"], back["problems"]) == ("reverted", "source", []), status
-    assert back["final_pass"]["chunks_compared"] > 0
+    assert back["final_pass"]["final"] is True
     world.assert_live("source")
     assert later.read_text() == "written on the target"
     assert shell("blkid", "-p", world.target.loop, check=False) == "", "the target is hidden"

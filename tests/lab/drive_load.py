@@ -146,12 +146,13 @@ def main():
         time.sleep(ASKED["seconds"])
         figures = until_verified()
         say("verified", json.dumps(figures["passes"]))
-        tell("ready")
+        before = tell("ready")["events"]
         load.stop()
         told["load"] = load.ended()
         say("ended", dict(told["load"]))
         release(place)
         say("released")
+        told["late_events"] = tell("figures")["events"] - before
         told["final"] = tell("final", deadline_s=PATIENCE_S, save=False)
         say("final", json.dumps(told["final"]))
         # As both can be recognised from here on, and what would be put together from one of them

@@ -15,7 +15,7 @@ import stat
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Callable, Iterator, List, NamedTuple, Optional, Tuple
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Tuple
 
 try:
     import ctypes
@@ -45,6 +45,9 @@ FEW_HANDS = 4
 """The same where somebody else needs the disk, and so many whole transfers are in a batch."""
 BATCH = 256
 """Runs of chunks that the hands share before anybody is told of them, at most."""
+
+KEPT = 16 * MIB
+"""Of what is copied last, for its comparison."""
 
 NOTHING_COPIED = "nothing was copied; the source is untouched and stays the live side"
 
@@ -247,6 +250,10 @@ class Pair:
         self.hands = [Hand() for _ in range(HANDS)]
         self.zeros = Hand()
         self.workers = ThreadPoolExecutor(HANDS - 1)
+        self.kept: Optional[Dict[int, bytes]] = None
+        """By offset, what was read from a source that nobody writes to: with it a comparison reads
+        the target alone."""
+        self.kept_bytes = 0
 
     def new_workers(self) -> None:
         """A thread keeps the priority that its maker had when it was made."""
@@ -315,6 +322,9 @@ class Pair:
         """Like ``copy`` for a target that was made blank: zeros are written only where it does not
         have them, so that a back end which is sparse stays so. -> bytes written."""
         return sum(self.passing(chunks, throttle, tick, self.fill_run))
+
+    def keep_what_is_copied(self, value: bool) -> None:
+        self.kept, self.kept_bytes = {} if value else None, 0
 
     def compare(
         self,
@@ -389,6 +399,9 @@ class Pair:
     def copy_run(self, hand: "Hand", first: int, count: int) -> int:
         offset, length = self.extent(first, count)
         self.source.read(offset, hand.mine[:length])
+        if self.kept is not None and self.kept_bytes + length <= KEPT:
+            self.kept_bytes += length
+            self.kept[offset] = bytes(hand.mine[:length])
         self.target.write(offset, hand.mine[:length])
         return length
 
@@ -405,7 +418,11 @@ class Pair:
     def compare_run(self, hand: "Hand", first: int, count: int) -> List[int]:
         """-> the chunks that are not the same."""
         offset, length = self.extent(first, count)
-        self.source.read(offset, hand.mine[:length])
+        kept = self.kept.get(offset, b"") if self.kept is not None else b""
+        if len(kept) == length:
+            hand.mine[:length] = kept
+        else:
+            self.source.read(offset, hand.mine[:length])
         self.target.read(offset, hand.theirs[:length])
         if hand.same(0, length):
             return []

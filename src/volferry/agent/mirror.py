@@ -55,7 +55,7 @@ from volferry.agent.listen import Listener
 ORDERS = "orders.json"
 BREATH_S = 0.5
 """Between two passes: what is written over and over is then copied once."""
-HURRIED_BREATH_S = 0.05
+HURRIED_BREATH_S = 0.005
 DEFAULT_PACE = 0.05
 
 
@@ -127,6 +127,8 @@ class Mirror(Follower):
         if self.held or not self.began_pairs or any(side.pair is None for side in self.sides):
             self.tell()
             return
+        if self.ready:
+            self.drain()
         try:
             with self.lock:
                 work = any(side.dirty.count for side in self.sides)
@@ -352,6 +354,7 @@ class Mirror(Follower):
             with self.lock:
                 work = side.pair.free(side.dirty.take())
             result["dirty_bytes"] += work.count * side.chunk_bytes
+            side.pair.keep_what_is_copied(True)
             self.copy(side, work, result, hurry, tick)
         copied = time.monotonic()
         for side in self.sides:
@@ -365,6 +368,7 @@ class Mirror(Follower):
                 tick(first, count, length)
 
             side.pair.compare(side.unverified, hurry, done, differing.add_one)
+            side.pair.keep_what_is_copied(False)
             if differing.count:
                 raise AgentError(
                     "failed",

@@ -130,11 +130,16 @@ def parse_page(page: bytes, layout: EventLayout) -> ParsedPage:
         layout.event_id,
         layout.kind_shift,
     )
+    shortest = max(1, -(-(size - 4) // 4))  # words of an event with a short head
     page += bytes(size + 4)  # so that a record's fields may be looked at before its kind
     while at < end:
         word, event_id, dev, sector, nr_sector, rwbs = unpack(page, at)
         kind = word >> shift & 31
         head, following = 4, at + 4 + 4 * kind
+        if event_id == wanted_id and shortest <= kind < PADDING and following <= end:
+            events.append((dev, sector, nr_sector, rwbs.partition(b"\0")[0]))
+            at = following
+            continue  # nearly all of them
         if kind in (TIME_EXTEND, TIME_STAMP):
             following = at + 8  # the rest of the time; none of it is needed here
         elif kind in (0, PADDING):
