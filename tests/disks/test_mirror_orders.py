@@ -183,3 +183,28 @@ def test_a_disk_of_2_tib_takes_less_than_100_mib_of_memory(world: World) -> None
     mirror.until(lambda f: f["notes"] and f["phase"] == "comparing", "compare everything")
     peaks.append(peak_kib(mirror.worker()))
     assert max(peaks) < 100 * 1024
+
+
+STOPPED_AS_IT_ENDS = """
+def ends(self, result, error, end=Job.end):
+    os.kill(os.getpid(), signal.SIGTERM)
+    end(self, result, error)
+
+
+Job.end = ends
+"""
+
+
+def test_one_that_is_stopped_as_it_ends_has_an_end(world: World) -> None:
+    mirror = Mirrored(world.make("ext4")).mutate(STOPPED_AS_IT_ENDS).track()
+    mirror.tell("stop")
+    ended = mirror.wait()
+    assert (ended["state"], ended["error"]) == ("ended", None), ended
+
+
+def test_one_whose_source_is_another_disk_says_so(world: World) -> None:
+    mirror = Mirrored(world.make("ext4"))
+    mirror.request["sources"] = [dict(world.source.ref, size_bytes=1)]
+    mirror.guest.start("mirror", mirror.request, job_id="mirror-1")
+    ended = mirror.wait()
+    assert (ended["state"], ended["error"]["kind"]) == ("ended", "doubt"), ended

@@ -525,11 +525,15 @@ def attempt(work: Callable[[], Json]) -> Tuple[Optional[Json], Optional[Json]]:
     except AgentError as error:
         return None, error.as_json()
     except Stopped:
-        return None, AgentError("failed", "the job was stopped on request").as_json()
+        return None, stopped().as_json()
     except Exception as error:  # noqa: BLE001 - a fault of ours has to be told as well, not lost
         Log.say("{}: {} at {}".format(type(error).__name__, error, where(error)))
         what = "{}: {} ({})".format(type(error).__name__, error, where(error))
         return None, AgentError("failed", what).as_json()
+
+
+def stopped() -> AgentError:
+    return AgentError("failed", "the job was stopped on request")
 
 
 def where(error: BaseException) -> str:

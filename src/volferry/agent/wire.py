@@ -1,13 +1,14 @@
 """The wire: one request, one answer; and the worker that a supervisor runs."""
 
+import contextlib
 import json
 import os
 import signal
 import sys
 import time
-from typing import Callable, Dict, List
+from typing import Callable, Dict, List, Optional, Tuple
 
-from volferry.agent.basics import AgentError, Json, Log, Place, Room, say, to_text
+from volferry.agent.basics import AgentError, Json, Log, Place, Room, Stopped, say, to_text
 from volferry.agent.cutover import Cutover
 from volferry.agent.disks import verb_find
 from volferry.agent.facts import verb_facts
@@ -23,6 +24,7 @@ from volferry.agent.jobs import (
     on_sigterm,
     own_namespace,
     place_of,
+    stopped,
     supervise,
     verb_start,
     verb_status,
@@ -59,11 +61,24 @@ def work(state_dir: str) -> int:
             gone = AgentError("failed", "the job's process died", "nothing is mounted any more")
             job.end(None, gone.as_json())
             return 0
+        carry(job, lambda: run_job(place, job, asked_for))
+    return 0
+
+
+def carry(job: Job, work: Callable[[], Json]) -> None:
+    """Do it and write its end. A SIGTERM that comes as it ends is no reason to die without a word
+    (seen: a mirror that was told to stop, and stopped a moment later)."""
+
+    def begin() -> Json:
         job.report("starting", force=True)
         lower_priority()
-        result, error = attempt(lambda: run_job(place, job, asked_for))
-        job.end(result, error)
-    return 0
+        return work()
+
+    ended: Tuple[Optional[Json], Optional[Json]] = (None, stopped().as_json())
+    with contextlib.suppress(Stopped):  # it may come before the second line; another raises nothing
+        ended = attempt(begin)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    job.end(*ended)
 
 
 def mirror(place: Place, job: Job, request: Json) -> int:
@@ -71,10 +86,7 @@ def mirror(place: Place, job: Job, request: Json) -> int:
     meanwhile, so it compares everything. Its orders came over the socket, and are kept."""
     if job.read_status():
         request = dict(request, suspect="the agent or the guest was restarted")
-    job.report("starting", force=True)
-    lower_priority()
-    result, error = attempt(Mirror(place, job, request).run)
-    job.end(result, error)
+    carry(job, lambda: Mirror(place, job, request).run())
     Supervisor.of(place, job.state_dir).disable()
     return 0
 
