@@ -21,7 +21,7 @@ while not os.path.exists(DEVICE):
     time.sleep(0.1)
 number = max(numbers(), default=0) if os.path.exists(ACKNOWLEDGED) else 0
 device = os.open(DEVICE, os.O_WRONLY | os.O_DSYNC)
-acknowledged = os.open(ACKNOWLEDGED, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+acknowledged = os.open(ACKNOWLEDGED, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_DSYNC)
 while True:
     number += 1
     os.pwrite(device, (b"%d" % number).ljust(4096, b"\0"), 4096 * number)

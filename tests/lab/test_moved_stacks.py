@@ -115,7 +115,7 @@ class Raw(Stacked):
         return {self.sh(f"cat /sys/class/block/{disk}/serial")}
 
     def lost(self) -> list[str]:
-        return self.sh("python3 /usr/local/lib/records.py lost").split()
+        return self.sh("python3 /usr/local/lib/records.py lost 2>&1 || true").split()
 
     def state(self) -> str:
         """What must not change: nothing but the records, which are looked at one by one."""
