@@ -5,6 +5,8 @@ before), ``side:N`` (after the Nth side file was written) or ``back:N`` (the sam
 ``shown`` (before the mirror is asked to show the target) or ``hidden`` (after it hid it again),
 ``hiding`` (the source is about to be hidden as a standby), ``unnoted`` (it is one, which is not in
 the record yet) or ``standing`` (it is);
+of the way back of a standby ``copied`` (it has the last writes and is hidden), ``brought`` (it can
+be recognised, which is not in the record yet) and ``unstood`` (it is no standby any more);
 of the way back of a source that was detached first also ``kept`` (what hides the target is kept,
 nothing is hidden yet), ``staying`` (it is about to be shown again) and ``unkept`` (it was).
 """
@@ -34,10 +36,14 @@ def main(agent_path: str, state_dir: str, moment: str) -> int:
             die()
         if what == "unnoted" and facts.get("standby"):
             die()
+        if what == "brought" and facts.get("live", True) is None:
+            die()
         note(self, phase, **facts)
         if (what, True) in (
             ("hiding", facts.get("source_hidden")),
             ("standing", facts.get("standby")),
+            ("unstood", facts.get("standby") is False),
+            ("copied", facts.get("copied_back")),
         ):
             die()
         if (what, facts.get("shown")) in (("shown", True), ("hidden", False)):

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import secrets
+import time
 from pathlib import Path
 
 import pytest
-from agent_rig import Json, shell
+from agent_rig import Json, Told, shell
 from disks_world import World
-from killing import armed, killed_at, taken_up
+from killing import armed, killed_at, restarted, taken_up
 from mirror_world import Mirrored
 
 pytestmark = pytest.mark.usefixtures("tracking")
@@ -32,6 +35,8 @@ HIDDEN = {
 """After the source is hidden, and before anything says that it follows the target."""
 FOLLOWING = {"work": "Mirror.set_pace", "swapped": "self.kept.get('swapped')", "first": "pass"}
 """After that is on the disk, and before it is answered."""
+SHOWN = {**HIDDEN, "work": "Pair.unmask", "first": "work(self, *more)"}
+"""After the source can be recognised again, and before the disk says that it follows no more."""
 
 
 class Swapping:
@@ -49,6 +54,33 @@ class Swapping:
         self.flag.write_text(world.target.loop)
         self.kept, self.content = world.data[0] / "kept", secrets.token_hex(5000)
         self.kept.write_text(self.content)
+
+    def moved(self) -> Path:
+        """To the target, where something was written to a file that it answers with."""
+        outcome, status = self.mirror.cut_over(keep_standby=True)
+        assert outcome["standby"], status
+        later = self.world.data[0] / "later"
+        later.write_text("written on the target")
+        shell("sync", "-f", later)
+        self.mirror.until(lambda f: f["standby"] and f["verified"], "follow")
+        return later
+
+    def going_back(self) -> str:
+        """The way back, about to begin. -> the installed agent"""
+        request = json.loads((self.world.guest.state_dir / "switch.json").read_text())
+        self.installed = armed(self.world, request, "back", "cutback")
+        return self.installed
+
+    def follows_again(self) -> None:
+        """Asked of the process itself: what a killed one has last said is still its status."""
+        deadline = time.monotonic() + 60
+        while True:
+            with contextlib.suppress(Told):
+                figures = self.mirror.tell("figures")
+                if figures["standby"] and figures["verified"]:
+                    return
+            assert time.monotonic() < deadline, self.mirror.status()
+            time.sleep(0.05)
 
     def end(self) -> None:
         """The mirror that was begun again for one that died."""
@@ -87,6 +119,48 @@ def test_a_cutover_killed_around_the_swap_ends_it(world: World, moment: str) -> 
     assert outcome["was_live_s"] == 0.0
 
 
+@pytest.mark.parametrize("moment", ["copied", "brought", "back:1", "unstood"])
+def test_a_way_back_killed_at_a_moment_goes_on_and_loses_nothing(world: World, moment: str) -> None:
+    swapping = Swapping(world)
+    later = swapping.moved()
+    killed_at(world, swapping.going_back(), moment)
+    outcome = taken_up(world, swapping.installed)
+    swapping.assert_live("source", outcome)
+    assert later.read_text() == "written on the target"
+    world.stop_writer()
+    shell("umount", *world.data)
+    shell("e2fsck", "-fn", world.source.loop)
+    assert outcome["problems"] == [] and not outcome["standby"]
+    assert not recognised(world.target.loop)
+
+
+def test_a_way_back_that_restarts_before_the_side_files_stays_on_the_target(world: World) -> None:
+    """There the boot has gone on with it, and the standby has not followed since."""
+    swapping = Swapping(world)
+    later = swapping.moved()
+    killed_at(world, swapping.going_back(), "brought")
+    restarted(world)
+    shell("mount", world.target.loop, world.data[0])
+    later.write_text("written after the boot")
+    outcome = taken_up(world, swapping.installed)
+    swapping.assert_live("target", outcome)
+    assert "going back was not possible" in outcome["reason"]
+    assert later.read_text() == "written after the boot"
+
+
+def test_a_way_back_that_restarts_behind_the_side_files_ends_on_the_source(world: World) -> None:
+    swapping = Swapping(world)
+    later = swapping.moved()
+    killed_at(world, swapping.going_back(), "back:1")
+    restarted(world)
+    shell("mount", world.source.loop, world.data[0])
+    later.write_text("written after the boot")
+    outcome = taken_up(world, swapping.installed)
+    swapping.assert_live("source", outcome)
+    assert later.read_text() == "written after the boot"
+    assert not recognised(world.target.loop)
+
+
 def test_a_mirror_that_dies_when_the_source_is_hidden_leaves_it_whole(world: World) -> None:
     swapping = Swapping(world, **HIDDEN)
     outcome, status = swapping.mirror.cut_over(keep_standby=True)
@@ -106,6 +180,21 @@ def test_a_mirror_that_dies_as_it_begins_to_follow_leaves_the_target_live(world:
     swapping.assert_live("target", outcome)
     assert "going back was not possible" in outcome["reason"]
     swapping.end()
+
+
+def test_a_mirror_that_dies_as_it_shows_the_source_keeps_it_as_a_standby(world: World) -> None:
+    swapping = Swapping(world, **SHOWN)
+    later = swapping.moved()
+    world.guest.start("cutback", {})
+    outcome = world.guest.wait()["result"]["outcome"]
+    assert not swapping.flag.exists()
+    swapping.assert_live("target", outcome)
+    swapping.follows_again()
+    assert not recognised(world.source.loop)
+    world.guest.start("cutback", {}, "back-again")
+    outcome = world.guest.wait()["result"]["outcome"]
+    swapping.assert_live("source", outcome)
+    assert later.read_text() == "written on the target" and outcome["problems"] == []
 
 
 def test_what_is_kept_of_the_source_is_whole_and_roots_alone(world: World) -> None:

@@ -505,6 +505,8 @@ class Cutover(Recorded):
             self.note_was_live()
             for file in reversed(self.sides.files):
                 self.tried(problems, functools.partial(self.sides.put_side, file, "source"))
+            if self.record["source_hidden"]:
+                self.note(source_hidden=False, standby=False)
             self.tried(problems, self.mover.hide)
             self.tried(problems, lambda: self.sides.publish(30.0))
         else:
@@ -538,14 +540,23 @@ class Cutover(Recorded):
             self.mover.show_source()
             self.note(source_hidden=False)
             return
-        for disk in self.sides.disks("target"):
-            set_disk_read_only(disk, True)
         try:
-            self.mover.copy_back()
+            if not self.is_brought_back():
+                for disk in self.sides.disks("target"):
+                    set_disk_read_only(disk, True)
+                self.mover.copy_back()
         finally:
             for disk in self.sides.disks("target"):
                 set_disk_read_only(disk, False)
-        self.note(source_hidden=False, live=None)
+        self.note(live=None)
+
+    def is_brought_back(self) -> bool:
+        """It was cut once the source could be recognised. What was kept of that is older than the
+        rest of the source by now, and the target is no more followed: after a restart of the guest
+        that goes on with the target it is the source that lacks writes."""
+        restarted = self.record["boot_id"] != self.place.boot_id
+        shown = self.record["copied_back"] and not self.mover.is_standby()
+        return bool(shown and not (restarted and self.is_committed()))
 
     def tried(self, problems: List[str], work: Callable[[], None]) -> bool:
         try:

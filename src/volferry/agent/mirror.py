@@ -410,14 +410,17 @@ class Mirror(Follower):
         if not self.proven or any(side.pair is None for side in self.sides):
             raise AgentError("refused", "the target was not proven to be the same", "it is hidden")
         self.phase, self.proven, self.shown = "switched", False, True
-        self.forget_orders()  # first: nobody may hide a target that is the live side
+        swapped = bool(self.kept and self.kept.get("swapped"))
+        if not swapped:
+            self.forget_orders()  # first: nobody may hide a target that is the live side
         for side in self.sides:
             assert side.pair is not None
             side.pair.unmask(side.pair.read_withheld())
+        if swapped:  # last: the source is not the live side yet, and half shown it is no standby
+            self.forget_orders()
+            self.kept, self.ending = None, True
         for side in self.sides:
             side.close()
-        if self.kept is not None and self.kept.get("swapped"):
-            self.kept, self.ending = None, True  # the source is the live side again
         return {}
 
     def mask(self, message: Json) -> Json:

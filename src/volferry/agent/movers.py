@@ -311,9 +311,12 @@ class BlocksMover:
         cutover.add_part("copy", result["copy_s"])
         cutover.add_part("compare", result["compare_s"])
         result.pop("withheld")
-        cutover.note(final_pass=result)
-        self.ask("unmask", cutover.left(60.0))
-        cutover.note(standby=False)
+        cutover.note(final_pass=result, copied_back=True)
+        try:
+            self.ask("unmask", cutover.left(60.0))
+        except AgentError:
+            if self.is_standby():
+                raise  # else it was done, and only the answer was lost
 
     def pids(self) -> Set[int]:
         """Processes of ours that have the disks open."""

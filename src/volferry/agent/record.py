@@ -69,6 +69,7 @@ class Recorded:
             "staying": "",
             "standby": False,
             "source_hidden": False,
+            "copied_back": False,
             "live": None,
             "was_live_s": 0.0,
             "gone_at_boot": "",
