@@ -418,6 +418,11 @@ async def test_detaching_that_was_held_before_it_began_costs_nothing_to_take_bac
     assert [one["source_id"] for one in left["sources"]] == [v.id for v in ctx.plan.cloud.sources]
     assert Detach().costs(left) is Undo.CONSENT
 
+    ctx.known = {**ctx.known, "cutover": {"outcome": {"standby": True}}}
+    assert Detach().costs(await Detach().left_behind(ctx)) is Undo.FREE, "it follows again first"
+    assert Protect().costs(await Protect().left_behind(ctx)) is Undo.FREE
+    ctx.known = {**ctx.known, "cutover": {"outcome": {"standby": False}}}
+
     ctx.line.asked.clear()
     await unplugged(cloud, ctx)
     assert await Detach().left_behind(ctx) == left, "it was cut between its end and its receipt"

@@ -57,6 +57,7 @@ BOUNDED: dict[str, tuple[str, ...] | str] = {
     ),
     "methods/mirror.py Mirror.sync": ("--sync-timeout",),
     "methods/mirror.py Mirror.catch_up": ("--sync-timeout",),
+    "methods/mirror.py Mirror._follows_again": ("--sync-timeout",),
     "operations.py rollback": ("--handover-timeout",),
     "steps/attach.py appears": ("--attach-timeout",),
     "steps/cutover.py Cutover._gate": ("--sync-timeout",),

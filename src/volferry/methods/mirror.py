@@ -21,6 +21,7 @@ from volferry.model import (
     GuestFacts,
     Json,
     MountBy,
+    Outcome,
     Pass,
     Plan,
     Prediction,
@@ -228,8 +229,53 @@ class Mirror(Method):
         plan = scene.plan
         return self.predict(plan.guest, plan.units, scene.passes(), figures)
 
+    async def cutback(self, scene: Scene) -> Outcome:
+        """The guest touches nothing while its standby does not follow the target: it is made to."""
+        outcome = await super().cutback(scene)
+        if outcome.standby and outcome.live != "source" and await self._follows_again(scene):
+            outcome = await super().cutback(scene)
+        return outcome
+
+    async def _follows_again(self, scene: Scene) -> bool:
+        """Whether a standby that did not follow the target does so now. Its mirror ends before the
+        source is detached; one that is begun again compares everything first."""
+        status = await scene.guest.mirror_status()
+        known = (status["progress"] or {}).get("figures") or {}
+        if status["state"] == "running" and known.get("verified"):
+            return False
+        await scene.tell("note", text="the old volume is compared with the new one, to follow it")
+        await self._begin(scene)
+        ends = time.monotonic() + scene.plan.wanted.timeouts.sync_s
+        while True:
+            figures = await self._look(scene)
+            if not figures["standby"]:
+                await scene.guest.stop_mirror()  # it has no orders: the source was shown again
+                return False
+            if figures["verified"]:
+                return True
+            scene.check_stop()
+            if time.monotonic() >= ends:
+                raise Stop(
+                    "the old volume did not become a standby again within "
+                    f"{scene.plan.wanted.timeouts.sync_s:.0f} s (--sync-timeout)",
+                    data="the service runs on the target, which is complete",
+                    hint=f"volferry rollback {scene.transfer_id}   goes on with it",
+                )
+            await scene.sleep(POLL_S)
+
     async def _figures(self, scene: Scene) -> Json:
-        """What the mirror says of itself; new passes and notes are kept. One that ended is told."""
+        """What the mirror says of itself; new passes are kept."""
+        figures = await self._look(scene)
+        known = len(scene.passes())
+        for one in figures["passes"]:
+            number = known + 1
+            if one["started_at"] > max((p.started_at for p in scene.passes()), default=0.0):
+                await scene.passed(_as_pass(one, number))
+                known = number
+        return figures
+
+    async def _look(self, scene: Scene) -> Json:
+        """What the mirror says of itself. One that ended is told."""
         status = await scene.guest.mirror_status()
         if status["state"] != "running":
             error = status.get("error")
@@ -244,12 +290,6 @@ class Mirror(Method):
         figures: Json = said.get("figures") or {}
         if not figures:
             figures = await scene.guest.tell_mirror({"do": "figures"})
-        known = len(scene.passes())
-        for one in figures["passes"]:
-            number = known + 1
-            if one["started_at"] > max((p.started_at for p in scene.passes()), default=0.0):
-                await scene.passed(_as_pass(one, number))
-                known = number
         await scene.progress(
             Progress(
                 what=figures["phase"],

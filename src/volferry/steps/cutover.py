@@ -134,6 +134,12 @@ class Cutover(Step):
                 await unplug(ctx, source.id)
 
 
+def is_standby(ctx: Context) -> bool:
+    """Whether the source has followed the target. Where it was let go it follows again before the
+    guest goes back to it, so that nothing is lost then either."""
+    return bool(ctx.known.get("cutover", {}).get("outcome", {}).get("standby"))
+
+
 def _ways_on(transfer_id: str, outcome: Outcome) -> str:
     if not outcome.was_live_s:
         return (

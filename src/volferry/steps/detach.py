@@ -7,6 +7,7 @@ from typing import ClassVar
 from volferry.errors import Doubt, Stop
 from volferry.model import Receipt
 from volferry.steps.attach import appears, unplug
+from volferry.steps.cutover import is_standby
 from volferry.steps.progress import follow
 from volferry.steps.step import Context, Held, Phase, Step, Undo
 
@@ -21,6 +22,9 @@ class Detach(Step):
     promise = "the source is detached; the service still has its data on the target"
     undo_costs = Undo.CONSENT
 
+    def costs(self, receipt: Receipt) -> Undo:
+        return Undo.FREE if receipt.get("standby") else self.undo_costs
+
     async def find(self, ctx: Context) -> Receipt | None:
         del ctx  # detaching what is detached asks nothing of the cloud
         return None
@@ -33,7 +37,7 @@ class Detach(Step):
             volumes = [await ctx.cloud.volume(source.id) for source in sources]
             if all(volume.status == "in-use" for volume in volumes):
                 return None
-        return {"sources": [{"source_id": source.id} for source in sources]}
+        return _receipt(ctx)
 
     async def do(self, ctx: Context) -> Receipt:
         if _is_held(ctx):
@@ -53,10 +57,7 @@ class Detach(Step):
         # Only now: after a crash in between the operator need not ask again.
         for request in ctx.requests("finish"):
             ctx.take(request)
-        return {
-            "sources": [{"source_id": source.id} for source in sources],
-            "elapsed_s": round(time.monotonic() - began, 3),
-        }
+        return {**_receipt(ctx), "elapsed_s": round(time.monotonic() - began, 3)}
 
     async def _look(self, ctx: Context, when: str) -> None:
         wrong = await ctx.guest.not_on_targets(ctx)
@@ -94,6 +95,11 @@ class Detach(Step):
             )
             # The guest goes back by itself; to a disk that it does not see yet it could not.
             await appears(ctx, source, "the service runs on the target, which is complete")
+
+
+def _receipt(ctx: Context) -> Receipt:
+    sources = [{"source_id": source.id} for source in ctx.plan.cloud.sources]
+    return {"sources": sources, "standby": is_standby(ctx)}
 
 
 def _is_held(ctx: Context) -> bool:

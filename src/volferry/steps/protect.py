@@ -4,6 +4,7 @@ from typing import ClassVar
 
 from volferry.errors import Retry
 from volferry.model import Plan, Receipt
+from volferry.steps.cutover import is_standby
 from volferry.steps.step import Context, Phase, Step, Undo
 
 
@@ -15,6 +16,9 @@ class Protect(Step):
 
     def applies(self, plan: Plan) -> bool:
         return plan.wanted.read_only
+
+    def costs(self, receipt: Receipt) -> Undo:
+        return Undo.FREE if receipt.get("standby") else self.undo_costs
 
     async def find(self, ctx: Context) -> Receipt | None:
         receipt = await _look(ctx)
@@ -44,4 +48,7 @@ class Protect(Step):
 
 async def _look(ctx: Context) -> Receipt:
     seen = [await ctx.cloud.volume(source.id) for source in ctx.plan.cloud.sources]
-    return {"sources": [{"source_id": one.id, "read_only": one.read_only} for one in seen]}
+    return {
+        "sources": [{"source_id": one.id, "read_only": one.read_only} for one in seen],
+        "standby": is_standby(ctx),
+    }
