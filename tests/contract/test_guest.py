@@ -141,9 +141,13 @@ class World:
     def mirror(self) -> Json:
         return self.call("status", lane="mirror")
 
-    def track(self) -> None:
-        request = {"transfer": self.transfer, "sources": [self.ref("source")]}
-        self.call("start", job="mirror", job_id="mirror-1", request=request)
+    def track(self, job_id: str = "mirror-1", **more: Any) -> None:
+        request = {"transfer": self.transfer, "sources": [self.ref("source")], **more}
+        self.call("start", job="mirror", job_id=job_id, request=request)
+
+    def begin_again(self) -> None:
+        """A mirror that has ended: what it was told to copy is kept."""
+        self.track("mirror-2", suspect="the mirror was begun again")
 
     def tell(self, do: str, **more: Any) -> Json:
         return self.call("tell", message={"do": do, **more}, timeout_s=60)
@@ -837,3 +841,47 @@ def test_a_way_back_that_is_killed_as_it_waits_is_taken_up(mirrored: World) -> N
 
     assert (outcome.result, outcome.live, outcome.problems) == ("reverted", "source", ())
     assert mirrored.mounted() == "source" and not mirrored.recognised("target")
+
+
+# ---- the standby ---------------------------------------------------------------------------------
+
+
+def test_a_standby_follows_the_target_so_that_going_back_loses_nothing(mirrored: World) -> None:
+    outcome = mirrored.outcome("cutover", mirrored.mirror_request(keep_standby=True))
+
+    assert (outcome.result, outcome.live, outcome.standby) == ("committed", "target", True)
+    assert mirrored.mounted() == "target" and mirrored.recognised("target")
+    assert not mirrored.recognised("source") and not mirrored.read_only("source")
+    mirrored.write("later", b"on the target")
+    assert mirrored.tell("figures")["standby"] and mirrored.mirror()["state"] == "running"
+
+    outcome = mirrored.outcome("cutback", {})
+
+    assert (outcome.result, outcome.live, outcome.problems) == ("reverted", "source", ())
+    assert not outcome.standby and outcome.final_pass is not None and outcome.final_pass.final
+    assert mirrored.mounted() == "source" and mirrored.read(mirrored.side) == "source\n"
+    assert mirrored.holds("source") == {**FILES, "later": b"on the target"}
+    assert not mirrored.recognised("target") and not mirrored.read_only("source")
+    mirrored.outcome("cutback", {})
+    assert mirrored.holds("source")["later"] == b"on the target"
+
+
+def test_a_standby_that_follows_no_more_is_gone_back_to_when_it_does_again(mirrored: World) -> None:
+    mirrored.outcome("cutover", mirrored.mirror_request(keep_standby=True))
+    mirrored.call("stop", lane="mirror")
+    mirrored.unplug_source()
+    mirrored.write("later", b"on the target")
+    mirrored.plug_source()
+
+    outcome = mirrored.outcome("cutback", {})
+
+    assert (outcome.result, outcome.live, outcome.standby) == ("committed", "target", True)
+    assert "nobody listens" in outcome.reason
+    assert mirrored.mounted() == "target" and not mirrored.recognised("source")
+
+    mirrored.begin_again()
+    assert mirrored.until_verified()["standby"]
+    outcome = mirrored.outcome("cutback", {})
+
+    assert (outcome.result, outcome.live, outcome.problems) == ("reverted", "source", ())
+    assert mirrored.holds("source") == {**FILES, "later": b"on the target"}

@@ -58,6 +58,11 @@ class Scenario:
     array: bool = False
     """An array lies on the volume, which an initramfs puts together by itself."""
 
+    @property
+    def standby(self) -> bool:
+        """The old volume is kept current after the commit, so that going back loses nothing."""
+        return bool(self.wanted.get("keep_standby"))
+
     def __str__(self) -> str:
         return self.name
 

@@ -1,9 +1,9 @@
 """Power fails at every moment of a whole transfer, of the real steps on fakes that are proven.
 
 From each moment a resumed transfer ends as if nothing had happened, and one that is rolled back
-leaves nothing (after the commit only when the loss was accepted); a rollback that is cut itself, at
-each of its own moments, ends when it is said again. At every moment a boot could mount one volume
-and no other: the live one.
+leaves nothing (after the commit only when the loss was accepted; to a standby unasked, and it loses
+nothing); a rollback that is cut itself, at each of its own moments, ends when it is said again. At
+every moment a boot could mount one volume and no other: the live one.
 """
 
 import multiprocessing
@@ -26,6 +26,8 @@ SCENARIOS: tuple[w.Scenario, ...] = (
     w.Scenario("a snapshot and a retype"),
     w.Scenario("the mirror", method="mirror", away_s=(2.0,)),
     w.Scenario("an array", method="mirror", array=True, seed=Seed.BLANK, away_s=(2.0,)),
+    w.Scenario("a standby", method="mirror", seed=Seed.BLANK, away_s=(2.0,),
+               wanted={"keep_standby": True}),
     w.Scenario("a blank target", seed=Seed.BLANK),
     w.Scenario("a type at once, fstab by device", type="cbs-standard-iops", by_device=True,
                away_s=(900.0,)),
@@ -37,6 +39,7 @@ if EVERY:  # longer than all others together; test_pairs_crash.py cuts two volum
                    away_s=(3.0,), wanted={"hold": True, "cutover": "manual"}, asked=("cutover",)),
     )  # fmt: skip
 BY_NAME = {scenario.name: scenario for scenario in SCENARIOS}
+STANDBY = BY_NAME["a standby"]
 KILLED = BY_NAME["a blank target"]
 """The one whose every moment is the SIGKILL of a real process."""
 
@@ -76,6 +79,11 @@ class Cut:
     @property
     def forgotten(self) -> bool:
         return self.live == "target" and not self.ours
+
+    @property
+    def moved(self) -> bool:
+        """Committed at that moment, and the way back is known."""
+        return self.live == "target" and self.ours
 
 
 @dataclass(frozen=True)
@@ -216,6 +224,8 @@ def test_a_transfer_cut_before_the_commit_and_rolled_back_leaves_nothing(
 ) -> None:
     wrong = {}
     for done in one.every():
+        if done.moved and one.scenario.standby:
+            continue
         if not done.committed and not done.forgotten:
             if one.is_as_before(done.asked) and done.live == "source":
                 tally.rolled_back += 1
@@ -227,15 +237,29 @@ def test_a_transfer_cut_before_the_commit_and_rolled_back_leaves_nothing(
 def test_a_transfer_cut_after_the_commit_goes_back_only_when_the_loss_is_accepted(
     one: Swept, tally: Tally
 ) -> None:
-    wrong = {}
+    wrong, asked = {}, False
     for done in one.every():
         if done.committed:
-            asks = done.asked.picture["at boot"].values()
+            asked, asks = True, done.asked.picture["at boot"].values()
             on_target = all(role.startswith("target") for [role] in asks)
             if on_target and one.is_as_before(done.back, loss=True):
                 tally.rolled_back += 1
             else:
                 wrong[str(done)] = (done.asked, done.back)
+    assert asked is not one.scenario.standby
+    assert not wrong, places(wrong)
+
+
+def test_a_transfer_cut_after_the_commit_goes_back_to_its_standby_unasked_and_loses_nothing(
+    swept: dict[str, Swept], tally: Tally
+) -> None:
+    one, wrong, moved = swept[STANDBY.name], {}, 0
+    for done in one.every():
+        moved += done.moved
+        if done.committed or (done.moved and not one.is_as_before(done.asked)):
+            wrong[str(done)] = done.asked
+    tally.rolled_back += moved - len(wrong)
+    assert moved > 10
     assert not wrong, places(wrong)
 
 

@@ -109,12 +109,15 @@ class Installed:
 
 @dataclasses.dataclass
 class Mirror:
-    """The job in the lane of its own: notes writes, copies and compares, hides the targets."""
+    """The job in the lane of its own: notes writes, copies and compares, hides the targets.
+
+    ``swapped``: the roles of its pairs are, because the old volume is a standby."""
 
     id: str
     sources: list[Json]
     state: str = "running"
     pairs: list[Json] = dataclasses.field(default_factory=list)
+    swapped: bool = False
     held: bool = False
     passes: list[Json] = dataclasses.field(default_factory=list)
 
@@ -487,6 +490,8 @@ class FakeGuest:
                 raise Failed("refused", "there was no cutover to go back from")
             asked = here.switch
         here.job = Job(name, job_id, asked)
+        if name == "cutback" and before:
+            here.job.record["standby"] = before.record.get("standby", False)
         self._enter(here, here.job, 0)
         return {"job_id": job_id, "state": "running", "supervisor": "systemd"}
 
@@ -566,8 +571,10 @@ class FakeGuest:
         except Failed as failed:
             if job.name == "cutover":
                 self._take_back(here, job, failed.json["what"])
+            elif job.name == "cutback" and job.phase == "armed":
+                self._conclude(job, "committed", failed.json["what"])
             elif job.name == "cutback" and job.request.get("detach_first"):
-                self._stay_on_target(here, job, failed.json["what"])
+                self._stay_on_target(job, failed.json["what"])
             else:
                 self._end(job, None, failed)
             return
@@ -695,8 +702,8 @@ class FakeGuest:
             for ref in asked["sources"]:
                 self._disk(ref)
             here.mirror = Mirror(job_id, asked["sources"])
-            if before and before.pairs:
-                here.mirror.pairs = before.pairs
+            if before:
+                here.mirror.pairs, here.mirror.swapped = before.pairs, before.swapped
             self.cloud.after(PHASE_S, partial(self._mirror_turn, here.mirror))
         return {"job_id": job_id, "state": "running", "supervisor": "systemd"}
 
@@ -726,6 +733,7 @@ class FakeGuest:
             "publish_s": 0.01,
             "verified": bool(mirror.passes),
             "verify": "full",
+            "standby": mirror.swapped,
             "notes": [],
         }
 
@@ -742,12 +750,12 @@ class FakeGuest:
                 self._disk(pair["source"])
                 self._disk(pair["target"])
             mirror.pairs = message["pairs"]
-            self._hide(mirror)
+            self._hide(mirror.pairs)
         elif do == "ready":
             mirror.held = True
         elif do == "mask":
             mirror.held = False
-            self._hide(mirror)
+            self._hide(mirror.pairs)
         elif do == "stop":
             mirror.state = "ended"
         return self._figures(mirror)
@@ -793,19 +801,46 @@ class FakeGuest:
             self.put(pair["target"]["volume_id"], partition, copied)
         return changed
 
-    def _hide(self, mirror: Mirror) -> None:
-        for pair in mirror.pairs:
+    def _hide(self, pairs: list[Json]) -> None:
+        for pair in pairs:
             for partition, fs in self.content(pair["target"]["volume_id"]).items():
                 hidden = dataclasses.replace(fs, fstype="", uuid="", label="")
                 self.put(pair["target"]["volume_id"], partition, hidden)
 
-    def _show(self, mirror: Mirror) -> None:
+    def _show(self, pairs: list[Json]) -> None:
         """The commit on the target's side."""
-        for pair in mirror.pairs:
+        for pair in pairs:
             for partition, mine in self.content(pair["source"]["volume_id"]).items():
                 theirs = self.content(pair["target"]["volume_id"])[partition]
                 shown = dataclasses.replace(mine, files=theirs.files)
                 self.put(pair["target"]["volume_id"], partition, shown)
+
+    def _stand_by(self, mirror: Mirror) -> None:
+        """The source is hidden, and follows the target from here on."""
+        mirror.pairs = [
+            {"source": pair["target"], "target": pair["source"]} for pair in mirror.pairs
+        ]
+        mirror.swapped, mirror.held = True, False
+        for pair in mirror.pairs:
+            self._disk(pair["target"]).read_only = False
+        self._hide(mirror.pairs)
+
+    def _get_ready(self, here: Installed) -> Mirror:
+        """The mirror of a standby that has to be gone back to."""
+        if here.mirror is None or here.mirror.state != "running":
+            raise Failed("missing", "nobody listens")
+        if not (here.mirror.swapped and here.mirror.passes):
+            raise Failed("refused", "not everything has been compared")
+        here.mirror.held = True
+        return here.mirror
+
+    def _bring_back(self, here: Installed, job: Job) -> None:
+        """The source gets the last writes, and can be recognised; then its mirror ends."""
+        mirror = self._get_ready(here)
+        job.record["final_pass"] = self._mirror_pass(mirror, final=True)
+        self._show(mirror.pairs)
+        mirror.state, mirror.pairs, mirror.swapped = "ended", [], False
+        job.record["standby"] = False
 
     def _mirror_of(self, here: Installed, job: Job) -> Mirror | None:
         """The mirror that a cutover asks, None for another method."""
@@ -828,8 +863,11 @@ class FakeGuest:
         if mirror and job.phase == "armed":
             mirror.held = True
         elif mirror and job.phase == "committing":
-            self._show(mirror)
-        elif mirror and job.phase == "settling":
+            self._show(mirror.pairs)
+            if job.request.get("keep_standby"):
+                self._stand_by(mirror)
+                job.record["standby"] = True
+        elif mirror and job.phase == "settling" and not mirror.swapped:
             mirror.state = "ended"
         if job.phase == "settling":
             self._conclude(job, "committed", "", settled=True)
@@ -893,6 +931,8 @@ class FakeGuest:
             files = job.request["sides"]["files"]
             if all(self.files.get(file["path"]) == file["source"] for file in files):
                 self._conclude(job, "reverted", "the source is the live side already")
+            elif job.record.get("standby"):
+                self._get_ready(here)
             return
         if job.phase == "awaiting":
             return
@@ -925,28 +965,35 @@ class FakeGuest:
 
     def _put_away(self, here: Installed, job: Job) -> None:
         self._unmount(job)
+        if job.record.get("standby"):
+            self._bring_back(here, job)
         if job.request.get("method") == "mirror" and here.mirror:
-            self._hide(here.mirror)
+            self._hide(job.request["pairs"])
         for file in reversed(job.request["sides"]["files"]):
             self._put_file(file["path"], file["source"])
 
-    def _stay_on_target(self, here: Installed, job: Job, why: str) -> None:
+    def _stay_on_target(self, job: Job, why: str) -> None:
         """Its sources did not come."""
-        assert here.mirror is not None
-        self._show(here.mirror)
+        self._show(job.request["pairs"])
         for file in job.request["sides"]["files"]:
             self._put_file(file["path"], file["target"])
+        self._stay_forward(job, "going back was asked for", why)
+
+    def _stay_forward(self, job: Job, reason: str, why: str) -> None:
         self._mount(job, "target")
         self._services(job, up=True)
         job.record["up_again"] = self.cloud.clock
-        reason = f"going back was asked for; going back was not possible: {why}"
-        self._conclude(job, "committed", reason)
+        self._conclude(job, "committed", f"{reason}; going back was not possible: {why}")
 
     def _take_back(self, here: Installed, job: Job, reason: str) -> None:
         """All in reverse. What fails is told, and the next is tried all the same."""
         if job.phase != "armed":
             problems = []
-            self._put_away(here, job)
+            try:
+                self._put_away(here, job)
+            except Failed as failed:
+                self._stay_forward(job, reason, failed.json["what"])
+                return
             try:
                 for fs in job.request["filesystems"]:
                     self._disk(fs["source"]).read_only = False
@@ -972,6 +1019,7 @@ class FakeGuest:
             "final_pass": final and {key: final[key] for key in _PASS_FIELDS if key in final},
             "settled": settled,
             "problems": job.record.get("problems", []),
+            "standby": job.record.get("standby", False),
         }
         error = None
         if reason and not (job.name == "cutback" and result == "reverted"):
@@ -992,7 +1040,9 @@ class FakeGuest:
 
     def _mount(self, job: Job, side: str) -> None:
         for fs in job.request["filesystems"]:
-            self._disk(fs[side])
+            disk = self._disk(fs[side])
+            if not self._of(fs[side]).fstype:
+                raise Failed("failed", f"{disk.path} holds nothing that could be mounted")
             for mount in fs["mounts"]:
                 place = Mounted(fs[side]["volume_id"], fs[side]["partition"])
                 self.mounts[mount["target"]] = place
