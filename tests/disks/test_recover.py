@@ -159,6 +159,16 @@ def test_a_service_that_ran_on_the_target_is_told_when_it_is_taken_back(world: W
     assert outcome["live"] == "source" and outcome["was_live_s"] > 0, outcome
 
 
+def test_a_boot_that_went_on_with_the_target_is_told_when_it_is_taken_back(world: World) -> None:
+    """The guest restarted on the way back, before the side files: the service came up by itself."""
+    installed = arm(ready(world), start=["test -e /nowhere", world.start_command])
+    killed_at(world, installed, "going:back")
+    restarted(world)
+    world.start_writer()
+    outcome = taken_up(world, installed)
+    assert outcome["live"] == "source" and outcome["was_live_s"] > 0, outcome
+
+
 def test_sigterm_before_the_commit_takes_it_back(
     world: World, stand_in: Callable[[str, str], None]
 ) -> None:

@@ -120,6 +120,8 @@ class Cutover(Recorded):
         reason = "{} in phase '{}'".format(reason, phase)
         Log.say("recover: " + reason)
         if self.record["going_back"]:
+            if self.is_live_since_boot() and self.record["live"] is None:
+                self.note(live=time.time() - time.monotonic())
             return self.take_back(self.record["going_back"])
         if phase == "armed":
             self.tried([], self.mover.hide)
@@ -526,9 +528,14 @@ class Cutover(Recorded):
     def note_was_live(self) -> None:
         """For how long services could write to the target alone; nothing of that goes back."""
         since = self.record["live"]
-        if since is None or self.record["was_live_s"]:
+        if since is None or (self.record["was_live_s"] and not self.is_live_since_boot()):
             return
         self.note(was_live_s=round(max(0.1, time.time() - since), 1))
+
+    def is_live_since_boot(self) -> bool:
+        """The guest restarted before the side files were put back: its boot went on with the
+        target, and services were up on it before anybody of us."""
+        return self.record["boot_id"] != self.place.boot_id and self.is_committed()
 
     def bring_back(self) -> None:
         """The source can be recognised again before the target is hidden, or is not hidden at all.
@@ -554,9 +561,8 @@ class Cutover(Recorded):
         """It was cut once the source could be recognised. What was kept of that is older than the
         rest of the source by now, and the target is no more followed: after a restart of the guest
         that goes on with the target it is the source that lacks writes."""
-        restarted = self.record["boot_id"] != self.place.boot_id
         shown = self.record["copied_back"] and not self.mover.is_standby()
-        return bool(shown and not (restarted and self.is_committed()))
+        return bool(shown and not self.is_live_since_boot())
 
     def tried(self, problems: List[str], work: Callable[[], None]) -> bool:
         try:
