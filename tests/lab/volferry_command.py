@@ -106,10 +106,10 @@ class Command:
         process.wait(60)
         return transfer
 
-    def until_said(self, text: str) -> None:
-        """Wait until a process in the background has said it."""
+    def until_said(self, text: str, after: str = "") -> None:
+        """Wait until a process in the background has said it, ``after`` what the log held then."""
         ends = time.monotonic() + TIMEOUT_S
-        while text not in self.log.read_text():
+        while text not in self.log.read_text()[len(after) :]:
             assert time.monotonic() < ends, self.log.read_text()
             time.sleep(0.5)
 
