@@ -115,6 +115,7 @@ class Raw(Stacked):
         return {self.sh(f"cat /sys/class/block/{disk}/serial")}
 
     def lost(self) -> list[str]:
+        """Or the words of why it cannot be told."""
         return self.sh("python3 /usr/local/lib/records.py lost 2>&1 || true").split()
 
     def state(self) -> str:

@@ -116,8 +116,9 @@ class Mirror(Follower):
         return self.figures()
 
     def turn(self) -> None:
+        hurried = self.ready and not self.held
         try:
-            order = self.orders.get(timeout=HURRIED_BREATH_S if self.ready else BREATH_S)
+            order = self.orders.get(timeout=HURRIED_BREATH_S if hurried else BREATH_S)
         except queue.Empty:
             order = None
         if order is not None:
@@ -127,13 +128,13 @@ class Mirror(Follower):
         if self.held or not self.began_pairs or any(side.pair is None for side in self.sides):
             self.tell()
             return
-        if self.ready:
+        if hurried:
             self.drain()
         try:
             with self.lock:
                 work = any(side.dirty.count for side in self.sides)
             if work or any(side.unverified.count for side in self.sides):
-                self.one_pass(Throttle() if self.ready else self.throttle)
+                self.one_pass(Throttle() if hurried else self.throttle)
             elif not self.compared_all:  # nothing was written, and nothing is to be compared
                 self.compared_all, self.suspect = True, False
             self.phase = "current"
@@ -146,8 +147,13 @@ class Mirror(Follower):
             super().figures(),
             mask_s=round(self.mask_s, 4),
             publish_s=round(self.publish_s, 4),
-            standby=bool(self.kept and self.kept.get("swapped")),
+            standby=self.is_swapped,
         )
+
+    @property
+    def is_swapped(self) -> bool:
+        """The target is the live side, and the source follows it."""
+        return bool(self.kept and self.kept.get("swapped"))
 
     # -- orders
 
@@ -294,7 +300,7 @@ class Mirror(Follower):
     def get_ready(self, message: Json) -> Json:
         """Services are stopped next: from here on we are what they wait for. What they write while
         they stop is followed at full speed, so that little is left when they have."""
-        if bool(message.get("swapped")) != bool(self.kept and self.kept.get("swapped")):
+        if bool(message.get("swapped")) != self.is_swapped:
             raise AgentError("refused", "the mirror's roles are not those of this order")
         self.take_loss()
         if not self.began_pairs or any(side.pair is None for side in self.sides):
@@ -410,7 +416,7 @@ class Mirror(Follower):
         if not self.proven or any(side.pair is None for side in self.sides):
             raise AgentError("refused", "the target was not proven to be the same", "it is hidden")
         self.phase, self.proven, self.shown = "switched", False, True
-        swapped = bool(self.kept and self.kept.get("swapped"))
+        swapped = self.is_swapped
         if not swapped:
             self.forget_orders()  # first: nobody may hide a target that is the live side
         for side in self.sides:
@@ -427,7 +433,7 @@ class Mirror(Follower):
         """Hide the targets again. Writes to either side were noted all the time."""
         if self.kept is None:
             raise AgentError("refused", "the mirror does not know its targets any more")
-        if self.kept.get("swapped"):
+        if self.is_swapped:
             raise AgentError("refused", "the roles are swapped: it would hide the source")
         try:
             for side in self.sides:
@@ -449,7 +455,7 @@ class Mirror(Follower):
     def stand_by(self, message: Json) -> Json:
         """Swap the roles: both are the same now, the target is about to be written to and the
         source is hidden. Has to be done before the target is mounted."""
-        if self.kept is not None and self.kept.get("swapped"):
+        if self.is_swapped:
             return {}  # said twice
         if self.kept is None or any(side.pair is not None for side in self.sides):
             raise AgentError("refused", "the target was not shown yet")
