@@ -10,8 +10,9 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
+from lab import processes
 from lab.errors import LabError
-from lab.install import as_root, find_program, run_logged
+from lab.install import as_root
 from lab.layout import Layout
 
 SIZE_GIB = 64
@@ -50,9 +51,7 @@ def mount(layout: Layout, say: Callable[[str], None]) -> None:
         draft = layout.volumes_image.with_suffix(".part")
         with draft.open("wb") as disk:
             disk.truncate(SIZE_GIB << 30)
-        mkfs = find_program("mkfs.xfs") or "mkfs.xfs"
-        log = layout.logs / "storage.log"
-        run_logged([mkfs, "-q", "-f", "-m", "reflink=1", draft], log, timeout_s=60)
+        processes.run(layout, ["mkfs.xfs", "-q", "-f", "-m", "reflink=1", draft], timeout_s=60)
         draft.replace(layout.volumes_image)
         _mount(layout)
     except LabError as failure:
@@ -66,14 +65,22 @@ def mount(layout: Layout, say: Callable[[str], None]) -> None:
 
 
 def _mount(layout: Layout) -> None:
-    log = layout.logs / "storage.log"
-    # discard: a deleted volume gives its blocks back to the disk of the host.
-    mount_it = ["mount", "-t", "xfs", "-o", "loop,discard,noatime"]
-    run_logged(as_root(*mount_it, layout.volumes_image, layout.volumes), log, timeout_s=60)
-    run_logged(as_root("chown", f"{os.getuid()}", layout.volumes), log, timeout_s=10)
+    attach = as_root("losetup", "--find", "--show", layout.volumes_image)
+    disk = processes.run(layout, attach, timeout_s=30).strip()
+    try:
+        # A read-only flag that somebody gave a loop device outlives its detachment, and `mount`
+        # would only warn and mount read-only.
+        processes.run(layout, as_root("blockdev", "--setrw", disk), timeout_s=30)
+        # discard: a deleted volume gives its blocks back to the disk of the host.
+        mount_it = as_root("mount", "-t", "xfs", "-o", "discard,noatime", disk, layout.volumes)
+        processes.run(layout, mount_it, timeout_s=60)
+    finally:
+        # A mounted one goes away with its file system, any other at once.
+        processes.run(layout, as_root("losetup", "--detach", disk), timeout_s=30)
+    processes.run(layout, as_root("chown", f"{os.getuid()}", layout.volumes), timeout_s=10)
 
 
 def unmount(layout: Layout) -> None:
     """Unmount the volumes' file system; its file stays."""
     if is_mounted(layout):
-        run_logged(as_root("umount", layout.volumes), layout.logs / "storage.log", timeout_s=60)
+        processes.run(layout, as_root("umount", layout.volumes), timeout_s=60)

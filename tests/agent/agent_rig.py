@@ -215,6 +215,7 @@ class Disks:
 
     def attach(self, image: Path, name: str) -> Volume:
         loop = shell("losetup", "--find", "--show", image).strip()
+        shell("blockdev", "--setrw", loop)  # a killed test may have left the device read-only
         volume = Volume(image, loop, f"{name}-{uuid.uuid4()}")
         self.volumes.append(volume)
         return volume

@@ -154,7 +154,7 @@ def test_a_command_that_hangs_is_given_up(layout: Layout) -> None:
 def test_without_mounts_volumes_go_into_a_plain_folder_with_a_warning(
     layout: Layout, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(storage, "run_logged", fail)
+    monkeypatch.setattr(storage.processes, "run", fail)
     said: list[str] = []
     storage.mount(layout, said.append)
     assert storage.is_ready(layout)
@@ -165,7 +165,7 @@ def test_without_mounts_volumes_go_into_a_plain_folder_with_a_warning(
 def test_a_file_system_with_volumes_is_never_given_up(
     layout: Layout, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(storage, "run_logged", fail)
+    monkeypatch.setattr(storage.processes, "run", fail)
     layout.volumes_image.write_text("somebody's volumes")
     with pytest.raises(LabError):
         storage.mount(layout, print)
@@ -173,8 +173,8 @@ def test_a_file_system_with_volumes_is_never_given_up(
     assert not storage.is_ready(layout)
 
 
-def fail(command: list[str], log: Path, timeout_s: float) -> None:
-    raise LabError("mount failed: no loop device", "nothing was mounted", f"read {log}")
+def fail(layout: Layout, command: list[str], timeout_s: float) -> str:
+    raise LabError("mount failed: no loop device", "nothing was mounted", f"read {layout.logs}")
 
 
 # --- guests
