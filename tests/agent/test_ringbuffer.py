@@ -19,6 +19,7 @@ from volferry.agent.ringbuffer import (
     ParsedPage,
     TraceUnreadable,
     parse_page,
+    up_to_nul,
 )
 
 CAPTURED = sorted((Path(__file__).parents[1] / "facts" / "trace").glob("*.json"))
@@ -144,7 +145,7 @@ def pages(draw: st.DrawFn) -> tuple[Kernel, bytes, list, int]:
 
 
 def as_tuples(parsed: ParsedPage) -> list[tuple[int, int, int, bytes]]:
-    return parsed.events
+    return [(*event, up_to_nul(rwbs)) for *event, rwbs in parsed.events]
 
 
 @given(pages())
@@ -224,6 +225,7 @@ GOOD = FORMAT.format(id=7, rwbs=32, cmd=40)
         (GOOD.replace("sector_t sector", "sector_t place"), HEADER_64),
         (GOOD.replace("offset:16;\tsize:8", "offset:16;\tsize:4"), HEADER_64),
         (GOOD.replace("nr_sector;\toffset:24", "nr_sector;\toffset:12"), HEADER_64),
+        (GOOD.replace("rwbs[8];\toffset:32;\tsize:8", "rwbs[8];\toffset:32;\tsize:0"), HEADER_64),
         (GOOD.replace("common_type;\toffset:0", "common_type;\toffset:2"), HEADER_64),
         (GOOD, HEADER_64.replace("commit", "other")),
         (GOOD, HEADER_64.replace("offset:16", "offset:4")),
@@ -259,7 +261,7 @@ def read(captured: dict[str, Any], pages: dict[str, list[str]]) -> list[ParsedPa
 
 def test_a_kernels_pages_say_what_the_kernel_says_in_words(captured: dict[str, Any]) -> None:
     found = [
-        [dev, sector, nr_sector, rwbs.decode()]
+        [dev, sector, nr_sector, up_to_nul(rwbs).decode()]
         for page in read(captured, captured["pages"])
         for dev, sector, nr_sector, rwbs in page.events
     ]

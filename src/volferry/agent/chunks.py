@@ -8,7 +8,7 @@ Not for several threads at once.
 import re
 import struct
 import zlib
-from typing import Dict, Iterator, List, Tuple
+from typing import Dict, Iterable, Iterator, List, Tuple
 
 PAGE_BYTES = 4096
 PAGE_CHUNKS = PAGE_BYTES * 8
@@ -28,6 +28,8 @@ def runs_of_byte(value: int) -> List[Tuple[int, int]]:
 
 BITS = bytes(bin(value).count("1") for value in range(256))
 BYTE_RUNS = [runs_of_byte(value) for value in range(256)]
+BYTE_MASKS = [[(2 << last) - (1 << first) for last in range(8)] for first in range(8)]
+"""[first][last] of the bits from ``first`` to ``last``."""
 
 
 def bits_set(number: int) -> int:
@@ -43,22 +45,30 @@ class ChunkSet:
         self._pages: Dict[int, bytearray] = {}
 
     def add(self, first: int, last: int) -> None:
-        if first <= last <= first | 7 and last < self.size:
-            # Nearly every write of a service, so it is short: within one byte, in a page that is
-            # there. Windows take 2 us, this 0.4, at 50 000 writes a second.
-            page = self._pages.get(first // PAGE_CHUNKS)
-            if page is not None:
-                at = first % PAGE_CHUNKS >> 3
-                new = (2 << last - first) - 1 << (first & 7) & ~page[at]
-                if new:
-                    page[at] |= new
-                    self.count += BITS[new]
-                return
-        elif first <= last <= (first | 7) + 8 and last < self.size:
-            self.add(first, first | 7)
-            first = (first | 7) + 1
-            self.add(first, last)
-            return
+        self.add_ranges([(first, last)])
+
+    def add_ranges(self, ranges: Iterable[Tuple[int, int]]) -> None:
+        """(first, last) of each. Nearly every write of a service is short: within one byte, in a
+        page that is there. Windows take 2 us, this 0.15, at 50 000 writes a second."""
+        pages, size, count = self._pages, self.size, 0
+        for first, last in ranges:
+            if first >> 3 == last >> 3 and first <= last < size:
+                page = pages.get(first // PAGE_CHUNKS)
+                if page is not None:
+                    at = first % PAGE_CHUNKS >> 3
+                    old = page[at]
+                    new = old | BYTE_MASKS[first & 7][last & 7]
+                    if new != old:
+                        page[at] = new
+                        count += BITS[new] - BITS[old]
+                    continue
+            elif first <= last <= (first | 7) + 8 and last < size:
+                self.add_ranges([(first, first | 7), ((first | 7) + 1, last)])
+                continue
+            self._add_windows(first, last)
+        self.count += count
+
+    def _add_windows(self, first: int, last: int) -> None:
         self._check(first, last)
         for number, begin, end, mask in self._windows(first, last):
             page = self._page(number)

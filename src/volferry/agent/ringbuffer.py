@@ -26,7 +26,12 @@ class TraceUnreadable(ValueError):
 
 
 BlockEvent = Tuple[int, int, int, bytes]
-"""(dev, sector, nr_sector, rwbs); dev in the kernel's own numbers: major << 20 | minor."""
+"""(dev, sector, nr_sector, rwbs); dev in the kernel's own numbers: major << 20 | minor, rwbs as it
+lies in the record: what follows its first NUL means nothing."""
+
+
+def up_to_nul(rwbs: bytes) -> bytes:
+    return rwbs.partition(b"\0")[0]
 
 
 class ParsedPage(NamedTuple):
@@ -57,6 +62,8 @@ class EventLayout(NamedTuple):
     """From the page's begin; its lowest 32 bits are all that is used."""
     record: struct.Struct
     """(its head, its event's id, dev, sector, nr_sector, rwbs) of a record with a short head."""
+    records: Dict[int, struct.Struct]
+    """The same, as long as a whole record, by the kind of record that is so long."""
     word: struct.Struct
     missed_count: struct.Struct
     kind_shift: int
@@ -82,19 +89,26 @@ class EventLayout(NamedTuple):
         ]
         form, at = order + "IH", 2
         for field, code in places:
-            if field.offset < at or field.size > RWBS_MOST:
+            if field.offset < at or not 0 < field.size <= RWBS_MOST:
                 raise TraceUnreadable("the event's fields lie otherwise: {}".format(fields))
             form += "{}x{}".format(field.offset - at, code or "{}s".format(field.size))
             at = field.offset + field.size
         if not commit.offset + commit.size <= data.offset < data.offset + data.size <= 1 << 20:
             raise TraceUnreadable("the page's fields lie otherwise: {}".format(page))
         size_code = "I" if commit.size == 4 else "Q"
+        record = struct.Struct(form)
+        lengths = {kind: 4 + 4 * kind for kind in range(1, PADDING)}
         return cls(
             event_id=int(event_id.group(1)),
             page_bytes=data.offset + data.size,
             data_offset=data.offset,
             commit=struct.Struct("{}{}x{}".format(order, commit.offset, size_code)),
-            record=struct.Struct(form),
+            record=record,
+            records={
+                kind: struct.Struct("{}{}x".format(form, length - record.size))
+                for kind, length in lengths.items()
+                if length >= record.size
+            },
             word=struct.Struct(order + "I"),
             missed_count=struct.Struct(order + size_code),
             kind_shift=0 if byteorder == "little" else 27,
@@ -130,16 +144,25 @@ def parse_page(page: bytes, layout: EventLayout) -> ParsedPage:
         layout.event_id,
         layout.kind_shift,
     )
-    shortest = max(1, -(-(size - 4) // 4))  # words of an event with a short head
     page += bytes(size + 4)  # so that a record's fields may be looked at before its kind
+    view = memoryview(page)
     while at < end:
         word, event_id, dev, sector, nr_sector, rwbs = unpack(page, at)
         kind = word >> shift & 31
+        if event_id == wanted_id and kind in layout.records:
+            # Nearly all of them, one like the other: each tells where the next one begins.
+            alike = layout.records[kind]
+            before = len(events)
+            for word, event_id, dev, sector, nr_sector, rwbs in alike.iter_unpack(
+                view[at : end - (end - at) % alike.size]
+            ):
+                if event_id != wanted_id or word >> shift & 31 != kind:
+                    break
+                events.append((dev, sector, nr_sector, rwbs))
+            if len(events) > before:
+                at += (len(events) - before) * alike.size
+                continue
         head, following = 4, at + 4 + 4 * kind
-        if event_id == wanted_id and shortest <= kind < PADDING and following <= end:
-            events.append((dev, sector, nr_sector, rwbs.partition(b"\0")[0]))
-            at = following
-            continue  # nearly all of them
         if kind in (TIME_EXTEND, TIME_STAMP):
             following = at + 8  # the rest of the time; none of it is needed here
         elif kind in (0, PADDING):
@@ -158,7 +181,7 @@ def parse_page(page: bytes, layout: EventLayout) -> ParsedPage:
         if kind < PADDING and event_id == wanted_id and following - at - head >= 2:
             if following - at - head < size - 4:
                 raise TraceUnreadable("an event of {} bytes at {}".format(following - at, at))
-            events.append((dev, sector, nr_sector, rwbs.partition(b"\0")[0]))
+            events.append((dev, sector, nr_sector, rwbs))
         at = following
     return ParsedPage(events, missed)
 

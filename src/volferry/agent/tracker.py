@@ -18,7 +18,7 @@ import errno
 import os
 import re
 import time
-from typing import Dict, Iterable, Iterator, List, NamedTuple
+from typing import Dict, Iterable, Iterator, List, NamedTuple, Tuple
 
 from volferry.agent.basics import (
     AgentError,
@@ -31,9 +31,16 @@ from volferry.agent.basics import (
     told_limit,
 )
 from volferry.agent.chunks import ChunkSet
-from volferry.agent.ringbuffer import BlockEvent, EventLayout, TraceUnreadable, parse_page
+from volferry.agent.ringbuffer import (
+    BlockEvent,
+    EventLayout,
+    TraceUnreadable,
+    parse_page,
+    up_to_nul,
+)
 
 SECTOR = 512
+READ = ord("R")
 BLOCK_EVENT = "events/block/block_rq_complete"
 TRACKER_PREFIX = "volferry-"
 LOSSES = ("overrun", "commit overrun", "dropped events")
@@ -50,6 +57,15 @@ class Drained(NamedTuple):
     events: int
     sectors: Dict[str, int]
     """Written, discarded or zeroed, by ``major:minor``."""
+
+
+class Written(NamedTuple):
+    """What some events tell of one disk."""
+
+    events: int
+    sectors: int
+    chunks: List[Tuple[int, int]]
+    """The first and the last of each."""
 
 
 class Counters:
@@ -191,24 +207,16 @@ class Tracker:
         """
         for counters in self._counters.values():
             counters.look()
-        known = {disk.kernel_dev: (disk, sets[disk.dev]) for disk in self.disks}
         sectors = {disk.dev: 0 for disk in self.disks}
         events = 0
         for cpu in self._pipes:
             for found in self._read_cpu(cpu):
-                for number, sector, nr_sector, rwbs in self._kept(found):
-                    # Checked again: a filter that the kernel did not take lets every disk in.
-                    if number not in known or not nr_sector or rwbs[:1] == b"R":
-                        continue
-                    events += 1
-                    disk, chunks = known[number]
-                    sectors[disk.dev] += nr_sector
-                    last = sector + nr_sector - 1
-                    if last >= disk.sectors or (disk.discards_in_one > 1 and b"D" in rwbs):
-                        last = min(last, disk.sectors - 1)
-                        self._lose_place(disk, sector, nr_sector, rwbs)
-                    if sector <= last:
-                        chunks.add(sector // disk.chunk_sectors, last // disk.chunk_sectors)
+                kept = self._kept(found)
+                for disk in self.disks:
+                    written = self._written_to(disk, kept)
+                    events += written.events
+                    sectors[disk.dev] += written.sectors
+                    sets[disk.dev].add_ranges(written.chunks)
         for dev, counters in self._counters.items():
             missing = counters.missing(sectors[dev])
             if missing:
@@ -342,6 +350,26 @@ class Tracker:
 
     def _lose(self, kind: str, reason: str) -> None:
         self._reasons.setdefault(kind, reason)
+
+    def _written_to(self, disk: TrackedDisk, events: List[BlockEvent]) -> Written:
+        number, chunk_sectors, end = disk.kernel_dev, disk.chunk_sectors, disk.sectors
+        blurred = disk.discards_in_one > 1
+        chunks: List[Tuple[int, int]] = []
+        found = sectors = 0
+        for of, sector, nr_sector, rwbs in events:
+            # Checked again: a filter that the kernel did not take lets every disk in.
+            if of != number or not nr_sector or rwbs[0] == READ:
+                continue
+            found += 1
+            sectors += nr_sector
+            last = sector + nr_sector - 1
+            if last >= end or (blurred and b"D" in up_to_nul(rwbs)):
+                last = min(last, end - 1)
+                self._lose_place(disk, sector, nr_sector, up_to_nul(rwbs))
+                if sector > last:
+                    continue
+            chunks.append((sector // chunk_sectors, last // chunk_sectors))
+        return Written(found, sectors, chunks)
 
     def _lose_place(self, disk: TrackedDisk, sector: int, nr_sector: int, rwbs: bytes) -> None:
         """A command that is passed through (SG_IO) has no sector, and may have written anywhere; a
