@@ -5,8 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import re
 import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -76,42 +75,3 @@ def five_faults(volferry: Command, file: Path, copy: Path) -> None:
     done = volferry("run", str(copy), "--yes", code=2)
     assert "5 faults" in done.stderr and "did you mean 'settle_s'" in done.stderr, done.stderr
     assert volferry.data("list") == []
-
-
-@contextmanager
-def spoiled(guest: Guest, spoil: str, mend: str) -> Iterator[None]:
-    guest.sh(spoil)
-    try:
-        yield
-    finally:
-        guest.sh(mend)
-
-
-def test_what_a_guest_or_a_cloud_lacks_is_refused_before_anything_is_made(
-    lab: Lab, volferry: Command, in_use: InUse
-) -> None:
-    guest = in_use("debian-12", "xfs")
-    wishes = words(lab, guest, "--type", "cbs-premium", "--yes")
-
-    def refused(*said: str, more: tuple[str, ...] = ()) -> None:
-        done = volferry("run", *wishes, *more, code=1)
-        assert done.stderr.count("error: ") == 1, done.stderr
-        for text in (*said, "nothing was changed", "hint: "):
-            assert text in done.stderr, done.stderr
-        assert "Traceback" not in done.stderr
-
-    with spoiled(guest, "mv /usr/bin/rsync /root/", "mv /root/rsync /usr/bin/"):
-        refused("missing: rsync (package rsync)")
-    sleeper = f"cd {guest.mount}; nohup sleep 600 >/dev/null 2>&1 & echo $!"
-    pid = guest.sh(sleeper)
-    try:
-        refused(f"(pid {pid})), or --stop CMD")
-    finally:
-        guest.sh(f"kill {pid}")
-    guest.sh("id noshell 2>/dev/null || useradd -p '*' -s /usr/sbin/nologin noshell")
-    refused("runs no commands", more=("--ssh", f"noshell@{guest.name}"))
-    refused("refused the login", more=("--ssh", f"nosuchuser@{guest.name}"))
-    with lab.quota(snapshots=0):
-        refused("snapshots: ", " 1 more needed")
-    assert volferry.data("list") == []
-    assert guest.leftovers() == "" and snapshots(lab, guest) == []
