@@ -13,6 +13,7 @@ volumes to it. A test that hurts its server (reboots, hangs it) asks for `own_se
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import signal
 import subprocess
@@ -186,6 +187,10 @@ SECOND_RUN = (
 """What is told twice before it is a failure, beside the lab. Take out what is steady."""
 
 
+BESIDE_THE_LAB = 4
+"""Niceness. More, and what waits with a limit beside the lab would miss it."""
+
+
 def kind_of(nodeid: str) -> str:
     """What of the machine a test needs for itself: ``lab``, ``disks`` (and clocks), or nothing."""
     path, _, name = nodeid.partition("::")
@@ -209,6 +214,17 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
             return kind_of(nodeid) or str(super()._split_scope(nodeid))
 
     return Apart(config, log)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Of two processes the lab's goes first: it is the longer way, and its guests are emulated.
+
+    Only root may take it back, so for others all is left as it is.
+    """
+    if "PYTEST_XDIST_WORKER" in os.environ and os.geteuid() == 0:
+        nice = 0 if kind_of(item.nodeid) == "lab" else BESIDE_THE_LAB
+        os.setpriority(os.PRIO_PROCESS, 0, nice)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
