@@ -187,10 +187,12 @@ def _mirror(guest: Guest, disks: Disks, source: Volume, data: Path) -> tuple[flo
 
 
 def _limits(disks: Disks, source: Volume, data: Path) -> tuple[float, float]:
-    """What cannot be gone below: an unmount, a mount, and the dirty bytes by dd. In blocks of 1 MiB
-    and in those in which they were written, though one after the other on the disk."""
+    """What cannot be gone below: an unmount after the same writes, a mount, and the dirty bytes by
+    dd. In blocks of 1 MiB and in those in which they were written, though one after the other on
+    the disk."""
     swaps = []
-    for _ in range(5):
+    for number in range(5):
+        shell(*_change(data, f"limit {number}"))
         began = time.monotonic()
         shell("umount", data)
         shell("mount", "-o", "noatime", source.loop, data)
