@@ -7,6 +7,7 @@ from typing import Dict, List
 from volferry.agent.basics import (
     AgentError,
     Place,
+    Ran,
     end_process,
     environment,
     find_program,
@@ -61,19 +62,7 @@ def stop_unit(name: str, timeout_s: float) -> None:
         )  # fmt: skip
 
 
-def start_unit(name: str, timeout_s: float) -> None:
-    """Start and look: a oneshot that ran well is inactive again, which is fine."""
-    run(["systemctl", "reset-failed", name])
-    ran = run(["systemctl", "start", name], timeout_s)
-    facts = show([name])[name]
-    done = facts.get("Type") == "oneshot" and facts.get("Result") == "success" and ran.code == 0
-    if facts.get("ActiveState") not in ("active", "reloading") and not done:
-        raise AgentError(
-            "failed",
-            "{} did not start: it is {} ({}), {}".format(
-                name, facts.get("ActiveState"), facts.get("Result"), ran.complaint
-            ),
-        )
+START_LIMIT = "start-limit-hit"  # Result=, systemd.service(5)
 
 
 def user_command(place: Place, command: str, timeout_s: float, output: str) -> None:

@@ -29,6 +29,7 @@ from volferry.agent.disks import (
 from volferry.agent.holders import find_holders, find_openers, name_holders
 from volferry.agent.install import publish, put_file
 from volferry.agent.mounts import device_number, mount_table, unmount, visible_mount
+from volferry.agent.services import systemctl_start
 from volferry.agent.stack import assemble_stack, release_stack
 
 RELEASE_S = 2.0
@@ -258,8 +259,7 @@ class Sides:
         time_for: Callable[[float], float],
     ) -> None:
         if plan.unit:
-            run(["systemctl", "reset-failed", plan.unit])
-            ran = run(["systemctl", "start", plan.unit], time_for(90.0))
+            ran = systemctl_start(plan.unit, time_for(90.0))
             if ran.code != 0:
                 raise AgentError("failed", "{} did not start: {}".format(plan.unit, ran.complaint))
             return

@@ -1,0 +1,62 @@
+"""Starting units: what is asked of systemd, and how often."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from volferry.agent.basics import AgentError
+from volferry.agent.services import start_unit, systemctl_start
+
+SYSTEMCTL = """#!/bin/sh
+# A unit that systemd refuses to start until its count of starts is taken back.
+echo "$1" >>{here}/calls
+case $1 in
+reset-failed) rm -f {here}/limited ;;
+start) [ ! -e {here}/limited ] && [ ! -e {here}/broken ] || exit 1; touch {here}/up ;;
+show)
+    echo Type=simple
+    if [ -e {here}/limited ]; then echo ActiveState=failed; echo Result=start-limit-hit
+    elif [ -e {here}/up ]; then echo ActiveState=active; echo Result=success
+    else echo ActiveState=failed; echo Result=exit-code; fi ;;
+esac
+"""
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    program = tmp_path / "systemctl"
+    program.write_text(SYSTEMCTL.format(here=tmp_path))
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    return tmp_path
+
+
+def calls(here: Path) -> list[str]:
+    return (here / "calls").read_text().split()
+
+
+def test_a_unit_is_started_and_looked_at_and_nothing_more(here: Path) -> None:
+    start_unit("db.service", 5)
+    assert calls(here) == ["start", "show"]
+
+
+def test_a_unit_that_was_started_too_often_is_started_all_the_same(here: Path) -> None:
+    (here / "limited").touch()
+    start_unit("db.service", 5)
+    assert calls(here) == ["start", "show", "reset-failed", "start", "show"]
+    assert (here / "up").exists()
+
+
+def test_a_mount_that_was_started_too_often_is_started_all_the_same(here: Path) -> None:
+    (here / "limited").touch()
+    assert systemctl_start("srv-data.mount", 5).code == 0
+    assert (here / "up").exists()
+
+
+def test_a_unit_that_does_not_start_is_not_started_twice(here: Path) -> None:
+    (here / "broken").touch()
+    with pytest.raises(AgentError, match=r"db.service did not start: it is failed \(exit-code\)"):
+        start_unit("db.service", 5)
+    assert calls(here).count("start") == 1
