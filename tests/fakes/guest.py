@@ -634,7 +634,13 @@ class FakeGuest:
                     "grown": bool(asked["grow"]),
                 }
             )
-        return {"filesystems": made, "notes": [], "publish_s": 0.01, "mount_s": 0.01}
+        return {
+            "filesystems": made,
+            "notes": [],
+            "publish_s": 0.01,
+            "mount_s": 0.01,
+            "systemctl_s": 0.01,
+        }
 
     # -- pass
 
@@ -731,6 +737,7 @@ class FakeGuest:
             "compare_bytes_s": 1e9,
             "mask_s": 0.01,
             "publish_s": 0.01,
+            "systemctl_s": 0.01,
             "verified": bool(mirror.passes),
             "verify": "full",
             "standby": mirror.swapped,

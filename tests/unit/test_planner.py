@@ -5,6 +5,7 @@ import pytest
 from volferry import planner
 from volferry.errors import Stop
 from volferry.methods.mirror import Mirror
+from volferry.methods.rsync import Rsync
 from volferry.model import (
     GIB,
     Attachment,
@@ -500,14 +501,35 @@ def test_the_mirrors_prediction_follows_what_was_measured():
         "unverified_bytes": 0,
         "mask_s": 0.02,
         "publish_s": 0.1,
+        "systemctl_s": 0.05,
     }
     prediction = Mirror().predict(GUEST, GUEST.units, (), measured)
 
-    # 0.5 s to stop the unit, in which 10 MB more are written.
-    assert prediction.parts["copy"] == pytest.approx(0.2)
-    assert prediction.parts["compare"] == pytest.approx(0.1)
+    # 0.5 s to stop the unit and two calls of systemctl, in which 12 MB more are written.
+    assert prediction.parts["stop"] == pytest.approx(0.6)
+    assert prediction.parts["copy"] == pytest.approx(0.22)
+    assert prediction.parts["compare"] == pytest.approx(0.11)
     assert prediction.parts["commit"] == pytest.approx(0.14)
+    assert prediction.parts["start"] == pytest.approx(2.1)
     assert prediction.total_s == pytest.approx(sum(prediction.parts.values()))
+
+
+@pytest.mark.parametrize("method", [Mirror(), Rsync()])
+def test_a_mount_that_is_a_unit_of_systemds_costs_one_call_of_systemctl_more(method):
+    known = {
+        "copy_bytes_s": 100e6,
+        "compare_bytes_s": 200e6,
+        "dirty_bytes": 0,
+        "dirty_bytes_s": 0.0,
+        "unverified_bytes": 0,
+        "mask_s": 0.02,
+        "publish_s": 0.1,
+        "mount_s": 0.3,
+        "systemctl_s": 0.05,
+    }
+    guest = fs(mounts=(change(FS.mounts[0], unit="srv-data.mount"),))
+    by_unit = method.predict(guest, (), (), known).parts["mount"]
+    assert by_unit - method.predict(GUEST, (), (), known).parts["mount"] == pytest.approx(0.05)
 
 
 def test_every_step_promises_something_and_says_what_the_way_back_costs():

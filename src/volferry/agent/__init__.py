@@ -84,7 +84,8 @@ its root at the filesystem's root.
      "filesystems": [FS]}            several volumes: one prepare job for each pair
     -> {"filesystems": [{"partition", "device", "fstype", "uuid", "label", "size_bytes",
                          "grown": bool}], "notes": [str],
-        "publish_s": float, "mount_s": float}     what udev and one mount take on this guest
+        "publish_s": float, "mount_s": float, "systemctl_s": float}
+                                      what udev, one mount and one systemctl take on this guest
 
 **pass** copies what differs, then compares::
 

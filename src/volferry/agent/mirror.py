@@ -51,6 +51,7 @@ from volferry.agent.follow import Follower, Side, Waiting
 from volferry.agent.install import publish
 from volferry.agent.jobs import Job, lower_priority, raise_priority, unlink_durably
 from volferry.agent.listen import Listener
+from volferry.agent.services import systemctl_s
 
 ORDERS = "orders.json"
 BREATH_S = 0.5
@@ -80,6 +81,7 @@ class Mirror(Follower):
         self.pace = DEFAULT_PACE
         self.mask_s = 0.0
         self.publish_s = 0.0
+        self.systemctl_s = 0.0
         self.ready = False
         """A cutover has begun: it waits for us."""
         self.held = False
@@ -147,6 +149,7 @@ class Mirror(Follower):
             super().figures(),
             mask_s=round(self.mask_s, 4),
             publish_s=round(self.publish_s, 4),
+            systemctl_s=self.systemctl_s,
             standby=self.is_swapped,
         )
 
@@ -268,6 +271,7 @@ class Mirror(Follower):
         before = time.monotonic()
         publish(self.place, disks, True, False, 30.0)
         self.publish_s = time.monotonic() - before
+        self.systemctl_s = systemctl_s(self.place)
         self.began_pairs, self.kept = True, message
         write_json(self.job.path(ORDERS), message)
         return self.figures()

@@ -22,6 +22,7 @@ from volferry.agent.disks import Device, Disk, blkid, resolve, resolve_device, w
 from volferry.agent.install import publish
 from volferry.agent.jobs import Job
 from volferry.agent.mounts import PROBED_S, mount_device, unmount
+from volferry.agent.services import systemctl_s
 
 PARTITIONS_S = 15.0
 NOTHING_WRITTEN = "the source is untouched and in use; nothing more was written to the target"
@@ -73,7 +74,7 @@ class Preparation:
 
     def measure(self) -> Json:
         """What switching the live side will cost on this guest, in seconds: udev asked to look
-        again at its rules and at the target, and one mount with its unmount."""
+        again at its rules and at the target, one mount with its unmount, and one systemctl."""
         target = resolve(self.place, self.request["target"])
         began = time.monotonic()
         publish(self.place, [target], True, False, 30.0)
@@ -85,6 +86,7 @@ class Preparation:
         return {
             "publish_s": round(published - began, 4),
             "mount_s": round(time.monotonic() - published, 4),
+            "systemctl_s": systemctl_s(self.place),
         }
 
     def remember(self, key: str, **facts: Any) -> None:

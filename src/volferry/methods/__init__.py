@@ -27,6 +27,27 @@ from volferry.model import (
     Wanted,
 )
 
+ASSUMED_UNIT_S = 1.0
+UNIT_CALLS = 2
+"""One systemctl that stops or starts a unit, and one that looks at what came of it."""
+
+
+def stopping_s(units: Sequence[Unit], known: Mapping[str, Any]) -> float:
+    """What the units' last stop took, and what asking for it takes on this guest (seconds)."""
+    took = sum(ASSUMED_UNIT_S if unit.stop_s is None else unit.stop_s for unit in units)
+    return took + UNIT_CALLS * len(units) * float(known.get("systemctl_s", 0.0))
+
+
+def starting_s(units: Sequence[Unit], known: Mapping[str, Any]) -> float:
+    took = sum(ASSUMED_UNIT_S if unit.start_s is None else unit.start_s for unit in units)
+    return took + UNIT_CALLS * len(units) * float(known.get("systemctl_s", 0.0))
+
+
+def mount_units_s(guest: GuestFacts, known: Mapping[str, Any]) -> float:
+    """What asking systemd for its mount units takes on this guest, without the mounts."""
+    units = [mount for fs in guest.filesystems for mount in fs.mounts if mount.unit]
+    return len(units) * float(known.get("systemctl_s", 0.0))
+
 
 class Scene(Protocol):
     """What a method may use of the transfer that it works for."""

@@ -14,8 +14,8 @@ from typing import ClassVar
 
 from volferry.errors import Retry, Stop
 from volferry.guests import stacks
-from volferry.methods import Method, Scene
-from volferry.methods.rsync import ASSUMED_COMMIT_S, ASSUMED_MOUNT_S, ASSUMED_UNIT_S, GAIN
+from volferry.methods import ASSUMED_UNIT_S, Method, Scene, mount_units_s, starting_s, stopping_s
+from volferry.methods.rsync import ASSUMED_COMMIT_S, ASSUMED_MOUNT_S, GAIN
 from volferry.model import (
     CloudFacts,
     GuestFacts,
@@ -84,7 +84,7 @@ class Mirror(Method):
         """``prepared``: the agent's figures, once there are some (see its mirror)."""
         known = prepared or {}
         unmeasured = [u.name for u in units if u.stop_s is None or u.start_s is None]
-        stop_s = sum(ASSUMED_UNIT_S if u.stop_s is None else u.stop_s for u in units)
+        stop_s = stopping_s(units, known)
         mounting_s = sum(len(fs.mounts) for fs in guest.filesystems) * ASSUMED_MOUNT_S
         opened = [layer for layer in guest.layers if layer.above]
         opening_s = sum(ASSUMED_LAYER_S + layer.open_s for layer in opened)
@@ -94,8 +94,8 @@ class Mirror(Method):
             "copy": ASSUMED_COPY_S,
             "compare": ASSUMED_COPY_S,
             "commit": ASSUMED_COMMIT_S,
-            "mount": mounting_s + opening_s,
-            "start": sum(ASSUMED_UNIT_S if u.start_s is None else u.start_s for u in units),
+            "mount": mounting_s + mount_units_s(guest, known) + opening_s,
+            "start": starting_s(units, known),
         }
         basis = "nothing measured yet"
         if known:
@@ -158,6 +158,7 @@ class Mirror(Method):
             "filesystems": made,
             "mask_s": figures["mask_s"],
             "publish_s": figures["publish_s"],
+            "systemctl_s": figures["systemctl_s"],
             "summary": "it cannot be recognised until the commit",
         }
 

@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
-from volferry.methods import Method, Scene
+from volferry.methods import ASSUMED_UNIT_S, Method, Scene, mount_units_s, starting_s, stopping_s
 from volferry.model import (
     CloudFacts,
     Filesystem,
@@ -34,7 +34,6 @@ FILESYSTEMS = ("ext4", "ext3", "ext2", "xfs", "btrfs")
 
 # Until it has been measured on this guest: seconds for a unit that systemd has not seen start or
 # stop since the boot, and for an unmount, a mount and the switch of the live side.
-ASSUMED_UNIT_S = 1.0
 ASSUMED_MOUNT_S = 0.5
 ASSUMED_COMMIT_S = 1.0
 
@@ -97,13 +96,13 @@ class Rsync(Method):
         mounting_s = mounts * known.get("mount_s", ASSUMED_MOUNT_S)
         unmeasured = [u.name for u in units if u.stop_s is None or u.start_s is None]
         parts = {
-            "stop": sum(ASSUMED_UNIT_S if u.stop_s is None else u.stop_s for u in units),
+            "stop": stopping_s(units, known),
             "unmount": mounting_s,
             "copy": guest.walk_s,
             "compare": guest.walk_s,
             "commit": known.get("publish_s", ASSUMED_COMMIT_S),
-            "mount": mounting_s,
-            "start": sum(ASSUMED_UNIT_S if u.start_s is None else u.start_s for u in units),
+            "mount": mounting_s + mount_units_s(guest, known),
+            "start": starting_s(units, known),
         }
         basis = "one measured walk of the tree"
         if passes:
@@ -133,8 +132,10 @@ class Rsync(Method):
         return {
             "filesystems": made,
             "notes": [note for result in results for note in result["notes"]],
-            "publish_s": max(result["publish_s"] for result in results),
-            "mount_s": max(result["mount_s"] for result in results),
+            **{
+                measured: max(result[measured] for result in results)
+                for measured in ("publish_s", "mount_s", "systemctl_s")
+            },
             "summary": ", ".join(f"{fs['device']} {fs['fstype']} {fs['uuid']}" for fs in made),
         }
 
