@@ -5,6 +5,7 @@ import json
 import re
 import stat
 import tarfile
+import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -172,6 +173,10 @@ def test_a_running_engine_answers_prometheus(command: Command) -> None:
         if '"done_bytes": 1,' in line:
             break
     seen = read(where)
+    ends = time.monotonic() + 10
+    while "volferry_wait_done_bytes" not in seen and time.monotonic() < ends:
+        time.sleep(0.05)  # the log hears of it first
+        seen = read(where)
     assert seen["volferry_step,sync"] == 1 and seen["volferry_phase,sync"] == 1
     assert seen["volferry_wait_done_bytes"] == 1 and seen["volferry_steps_done_total"] >= 6
     (command.folder / "hang").unlink()
