@@ -33,6 +33,7 @@ JOB = {
 def measure() -> Json:
     copied: list[float] = []
     alone: list[float] = []
+    cpu_us: list[float] = []
     cost: dict[str, list[float]] = {"tracking": [], "syncing": []}
     with rig() as (guest, disks):
         source = disks.blank("source", SIZE_MIB)
@@ -55,9 +56,11 @@ def measure() -> Json:
                         f"tr '\\0' x </dev/zero | {DD} of={target.loop} count={OTHER_MIB}",
                     )
                     mirror.begin(target, blank=True)
-                began = time.monotonic()
+                began, cpu_s = time.monotonic(), mirror.cpu_s()
                 rate = _write(path)
-                if name == "syncing":
+                if name == "tracking":
+                    cpu_us.append((mirror.cpu_s() - cpu_s) / (rate * ROUND_S) * 1e6)
+                else:
                     copied.append(mirror.progress_mib() / (time.monotonic() - began))
                 mirror.stop()
                 shell("rm", "-f", str(guest.state_dir / "mirror" / "orders.json"))
@@ -69,6 +72,7 @@ def measure() -> Json:
         "cost_tracking": round(statistics.median(cost["tracking"]), 3),
         "cost_syncing": round(statistics.median(cost["syncing"]), 3),
         "cost_by_chance": round(_by_chance(alone), 3),
+        "tracking_us_a_write": round(statistics.median(cpu_us), 2),
         "copied_mib_s": round(statistics.median(copied), 1),
     }
 

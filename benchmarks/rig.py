@@ -88,6 +88,11 @@ class Mirror:
         text = (self.guest.state_dir / "mirror" / "worker.json").read_text()
         return int(re.findall(r'"pid": (\d+)', text)[0])
 
+    def cpu_s(self) -> float:
+        """Of the processor that its process has used (utime and stime of proc(5))."""
+        fields = Path(f"/proc/{self.worker()}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
 
 def dd(source: str, target: str, count_mib: int, block: int = MIB) -> float:
     """Seconds of dd past the page cache, in blocks of so many bytes."""
