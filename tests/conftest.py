@@ -135,6 +135,13 @@ class Servers:
             self._lab.ensure_server(self._made[image], image=image)
         return self._made[image]
 
+    def give_back(self, guest: Guest) -> None:
+        """Put a guest's server back as it was, or delete it where that cannot be had."""
+        try:
+            clean(self._lab, guest)
+        except (subprocess.SubprocessError, LabError):
+            self.drop(guest.name)
+
     def drop(self, name: str) -> None:
         """Delete one that a test left in a state that the next one must not find."""
         self._lab.delete_server(name)
@@ -170,10 +177,7 @@ def in_use(
     yield make
     volferry.end()
     for guest in guests:
-        try:
-            clean(lab, guest)
-        except (subprocess.SubprocessError, LabError):
-            servers.drop(guest.name)
+        servers.give_back(guest)
 
 
 SECOND_RUN = (
@@ -188,7 +192,7 @@ SECOND_RUN = (
 
 
 BESIDE_THE_LAB = 4
-"""Niceness. More, and what waits with a limit beside the lab would miss it."""
+"""Niceness. Little, for much of what runs beside the lab waits with a limit."""
 
 
 def kind_of(nodeid: str) -> str:

@@ -396,7 +396,7 @@ class Engine:
             for again in (True, False):
                 try:
                     said = await durable.run(id, direction, names)
-                except Exception:
+                except Exception:  # whatever it was: told now, or remembered and asked again
                     if work.lived or not again:
                         raise
                 else:

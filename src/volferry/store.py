@@ -159,7 +159,7 @@ class Store:
         self._db = _open_url(url) if url else _open_file(self.root / "store.sqlite")
         try:
             self._check_schema()
-        except BaseException:
+        except BaseException:  # a Ctrl-C's too: the file would stay open
             self._db.dispose()
             raise
 

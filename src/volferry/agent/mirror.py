@@ -51,7 +51,7 @@ from volferry.agent.follow import Follower, Side, Waiting
 from volferry.agent.install import publish
 from volferry.agent.jobs import Job, lower_priority, raise_priority, unlink_durably
 from volferry.agent.listen import Listener
-from volferry.agent.services import systemctl_s
+from volferry.agent.services import time_systemctl
 
 ORDERS = "orders.json"
 BREATH_S = 0.5
@@ -271,7 +271,7 @@ class Mirror(Follower):
         before = time.monotonic()
         publish(self.place, disks, True, False, 30.0)
         self.publish_s = time.monotonic() - before
-        self.systemctl_s = systemctl_s(self.place)
+        self.systemctl_s = time_systemctl(self.place)
         self.began_pairs, self.kept = True, message
         write_json(self.job.path(ORDERS), message)
         return self.figures()

@@ -22,7 +22,7 @@ from volferry.agent.disks import Device, Disk, blkid, resolve, resolve_device, w
 from volferry.agent.install import publish
 from volferry.agent.jobs import Job
 from volferry.agent.mounts import PROBED_S, mount_device, unmount
-from volferry.agent.services import systemctl_s
+from volferry.agent.services import time_systemctl
 
 PARTITIONS_S = 15.0
 NOTHING_WRITTEN = "the source is untouched and in use; nothing more was written to the target"
@@ -86,7 +86,7 @@ class Preparation:
         return {
             "publish_s": round(published - began, 4),
             "mount_s": round(time.monotonic() - published, 4),
-            "systemctl_s": systemctl_s(self.place),
+            "systemctl_s": time_systemctl(self.place),
         }
 
     def remember(self, key: str, **facts: Any) -> None:

@@ -68,7 +68,7 @@ START_LIMIT = "start-limit-hit"  # Result=, systemd.service(5)
 
 def systemctl_start(name: str, timeout_s: float) -> Ran:
     """Also where it was started too often before, which is asked for only when it fails: each call
-    of systemctl is downtime (0.15 s in an emulated guest)."""
+    of systemctl is downtime (0.1 s in an emulated guest)."""
     ran = run(["systemctl", "start", name], timeout_s)
     if ran.code != 0 and show([name])[name].get("Result") == START_LIMIT:
         run(["systemctl", "reset-failed", name])
@@ -90,7 +90,7 @@ def start_unit(name: str, timeout_s: float) -> None:
         )
 
 
-def systemctl_s(place: Place) -> float:
+def time_systemctl(place: Place) -> float:
     """What asking systemd for something takes on this guest, in seconds."""
     if not place.has_systemd:
         return 0.0
@@ -124,7 +124,7 @@ def user_command(place: Place, command: str, timeout_s: float, output: str) -> N
         raise AgentError(
             "failed", "'{}' did not end within {}".format(command, told_limit(timeout_s))
         )
-    except BaseException:
+    except BaseException:  # a signal's too: nobody else knows of it
         end_process(process)
         raise
     if code != 0:

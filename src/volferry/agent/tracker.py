@@ -194,7 +194,7 @@ class Tracker:
             raise AgentError(
                 "failed", "writes cannot be tracked", "{}: {}".format(self.path, error)
             ) from error
-        except BaseException:
+        except BaseException:  # a signal's too: the instance would outlive us
             self.close()
             raise
 
@@ -346,12 +346,8 @@ class Tracker:
                 self._lose("missed " + cpu, "{}: {} events were missed".format(cpu, parsed.missed))
             yield parsed.events
 
-    # ---- what may have been lost -----------------------------------------------------------------
-
-    def _lose(self, kind: str, reason: str) -> None:
-        self._reasons.setdefault(kind, reason)
-
     def _written_to(self, disk: TrackedDisk, events: List[BlockEvent]) -> Written:
+        """Of one page's events, and in one loop: it is gone through for each write of a service."""
         number, chunk_sectors, end = disk.kernel_dev, disk.chunk_sectors, disk.sectors
         blurred = disk.discards_in_one > 1
         chunks: List[Tuple[int, int]] = []
@@ -370,6 +366,11 @@ class Tracker:
                     continue
             chunks.append((sector // chunk_sectors, last // chunk_sectors))
         return Written(found, sectors, chunks)
+
+    # ---- what may have been lost -----------------------------------------------------------------
+
+    def _lose(self, kind: str, reason: str) -> None:
+        self._reasons.setdefault(kind, reason)
 
     def _lose_place(self, disk: TrackedDisk, sector: int, nr_sector: int, rwbs: bytes) -> None:
         """A command that is passed through (SG_IO) has no sector, and may have written anywhere; a

@@ -32,21 +32,27 @@ UNIT_CALLS = 2
 """One systemctl that stops or starts a unit, and one that looks at what came of it."""
 
 
-def stopping_s(units: Sequence[Unit], known: Mapping[str, Any]) -> float:
-    """What the units' last stop took, and what asking for it takes on this guest (seconds)."""
-    took = sum(ASSUMED_UNIT_S if unit.stop_s is None else unit.stop_s for unit in units)
-    return took + UNIT_CALLS * len(units) * float(known.get("systemctl_s", 0.0))
-
-
-def starting_s(units: Sequence[Unit], known: Mapping[str, Any]) -> float:
-    took = sum(ASSUMED_UNIT_S if unit.start_s is None else unit.start_s for unit in units)
-    return took + UNIT_CALLS * len(units) * float(known.get("systemctl_s", 0.0))
+def units_s(last_s: Sequence[float | None], known: Mapping[str, Any]) -> float:
+    """What the units' last stops, or starts, took (seconds), and what asking for it takes on this
+    guest."""
+    took = sum(ASSUMED_UNIT_S if one is None else one for one in last_s)
+    return took + UNIT_CALLS * len(last_s) * float(known.get("systemctl_s", 0.0))
 
 
 def mount_units_s(guest: GuestFacts, known: Mapping[str, Any]) -> float:
     """What asking systemd for its mount units takes on this guest, without the mounts."""
     units = [mount for fs in guest.filesystems for mount in fs.mounts if mount.unit]
     return len(units) * float(known.get("systemctl_s", 0.0))
+
+
+def predicted(parts: Mapping[str, float], basis: str, units: Sequence[Unit]) -> Prediction:
+    """``parts`` in seconds; ``basis``: what all but the units' times come from."""
+    basis += ", the units' last stop and start"
+    unmeasured = [unit.name for unit in units if unit.stop_s is None or unit.start_s is None]
+    if unmeasured:
+        basis += f" ({ASSUMED_UNIT_S:g} s assumed for {', '.join(unmeasured)})"
+    rounded = {name: round(seconds, 3) for name, seconds in parts.items()}
+    return Prediction(total_s=round(sum(rounded.values()), 3), parts=rounded, basis=basis)
 
 
 class Scene(Protocol):

@@ -14,7 +14,7 @@ from typing import ClassVar
 
 from volferry.errors import Retry, Stop
 from volferry.guests import stacks
-from volferry.methods import ASSUMED_UNIT_S, Method, Scene, mount_units_s, starting_s, stopping_s
+from volferry.methods import Method, Scene, mount_units_s, predicted, units_s
 from volferry.methods.rsync import ASSUMED_COMMIT_S, ASSUMED_MOUNT_S, GAIN
 from volferry.model import (
     CloudFacts,
@@ -83,8 +83,7 @@ class Mirror(Method):
     ) -> Prediction:
         """``prepared``: the agent's figures, once there are some (see its mirror)."""
         known = prepared or {}
-        unmeasured = [u.name for u in units if u.stop_s is None or u.start_s is None]
-        stop_s = stopping_s(units, known)
+        stop_s = units_s([unit.stop_s for unit in units], known)
         mounting_s = sum(len(fs.mounts) for fs in guest.filesystems) * ASSUMED_MOUNT_S
         opened = [layer for layer in guest.layers if layer.above]
         opening_s = sum(ASSUMED_LAYER_S + layer.open_s for layer in opened)
@@ -95,7 +94,7 @@ class Mirror(Method):
             "compare": ASSUMED_COPY_S,
             "commit": ASSUMED_COMMIT_S,
             "mount": mounting_s + mount_units_s(guest, known) + opening_s,
-            "start": starting_s(units, known),
+            "start": units_s([unit.start_s for unit in units], known),
         }
         basis = "nothing measured yet"
         if known:
@@ -111,11 +110,7 @@ class Mirror(Method):
                 f"{dirty / 2**20:.1f} MiB to copy at {rate / 2**20:.0f} MiB/s, "
                 f"{rest / 2**20:.1f} MiB to compare"
             )
-        basis += ", the units' last stop and start"
-        if unmeasured:
-            basis += f" ({ASSUMED_UNIT_S:g} s assumed for {', '.join(unmeasured)})"
-        parts = {name: round(seconds, 3) for name, seconds in parts.items()}
-        return Prediction(total_s=round(sum(parts.values()), 3), parts=parts, basis=basis)
+        return predicted(parts, basis, units)
 
     def detaches_first(self, guest: GuestFacts) -> bool:
         """An initramfs puts arrays and volume groups together that lie on disks, and reads no rule

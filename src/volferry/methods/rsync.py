@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
-from volferry.methods import ASSUMED_UNIT_S, Method, Scene, mount_units_s, starting_s, stopping_s
+from volferry.methods import Method, Scene, mount_units_s, predicted, units_s
 from volferry.model import (
     CloudFacts,
     Filesystem,
@@ -94,15 +94,14 @@ class Rsync(Method):
         known = prepared or {}
         mounts = sum(len(fs.mounts) for fs in guest.filesystems)
         mounting_s = mounts * known.get("mount_s", ASSUMED_MOUNT_S)
-        unmeasured = [u.name for u in units if u.stop_s is None or u.start_s is None]
         parts = {
-            "stop": stopping_s(units, known),
+            "stop": units_s([unit.stop_s for unit in units], known),
             "unmount": mounting_s,
             "copy": guest.walk_s,
             "compare": guest.walk_s,
             "commit": known.get("publish_s", ASSUMED_COMMIT_S),
             "mount": mounting_s + mount_units_s(guest, known),
-            "start": starting_s(units, known),
+            "start": units_s([unit.start_s for unit in units], known),
         }
         basis = "one measured walk of the tree"
         if passes:
@@ -110,11 +109,7 @@ class Rsync(Method):
             # and for what the service writes in as long as a pass takes.
             parts["copy"], parts["compare"] = passes[-1].copy_s, passes[-1].compare_s
             basis = f"pass {passes[-1].number}"
-        basis += ", the units' last stop and start"
-        if unmeasured:
-            basis += f" ({ASSUMED_UNIT_S:g} s assumed for {', '.join(unmeasured)})"
-        parts = {name: round(seconds, 3) for name, seconds in parts.items()}
-        return Prediction(total_s=round(sum(parts.values()), 3), parts=parts, basis=basis)
+        return predicted(parts, basis, units)
 
     # ---- for the steps ---------------------------------------------------------------------------
 

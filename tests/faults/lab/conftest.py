@@ -1,6 +1,5 @@
 """One guest with a volume in use behind a proxy and a relay."""
 
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -8,11 +7,9 @@ from typing import Any
 import pytest
 
 from lab.api import Lab
-from lab.errors import LabError
 from tests.faults.cloud.proxy import Proxy
 from tests.faults.lab.relay import Relay
 from tests.faults.lab.scene import Scene
-from tests.lab.volferry_command import clean
 
 
 @pytest.fixture
@@ -31,7 +28,4 @@ def scene(
         made.put_in_use("ext4")
         yield made
         made.volferry.end()
-        try:
-            clean(lab, made.guest)
-        except (subprocess.SubprocessError, LabError):
-            servers.drop(server)
+        servers.give_back(made.guest)
