@@ -143,7 +143,7 @@ async def test_an_attach_without_an_answer_is_awaited_while_nothing_failed() -> 
     with pytest.raises(Stop) as stop:
         await cloud.wait_attached(SERVER, "v", deadline_s=120)
     assert "req-1" in stop.value.what
-    assert cloud.clock < 10
+    assert cloud.clock < 20
 
 
 async def test_a_busy_snapshot_that_goes_back_to_available_was_not_deleted() -> None:

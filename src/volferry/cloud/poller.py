@@ -21,8 +21,9 @@ from volferry.errors import Doubt, NotFound, Retry, Stop
 from volferry.model import GIB, Progress, ServerVolume, Snapshot, Volume
 
 FIRST_S, LONGEST_S, GROWTH, JITTER = 0.5, 5.0, 1.3, 0.2
-CONFIRM_S = 2.0
-"""A status that went back is looked at once more after this time: Cinder writes status, type and
+SUSPECT_S, SUSPECT_EVERY_S = 10.0, 2.0
+"""A status that went back, or an object that is not there, is believed when it stays so for this
+time: a database replica may show what was before the request, and Cinder writes status, type and
 attachments one after the other."""
 
 _IN_MIGRATION = ("starting", "migrating", "completing")
@@ -46,10 +47,11 @@ class Going:
 
 @dataclass(frozen=True)
 class Failed:
-    """It will not become true; not ``certain`` when it may be a moment between two writes."""
+    """It will not become true; not ``certain`` when it may be what was before the request."""
 
     why: str
     certain: bool = True
+    gone: NotFound | None = None
 
 
 @dataclass(frozen=True)
@@ -323,7 +325,7 @@ class Waits(ABC):
     ) -> T:
         began, interval = self._now(), FIRST_S
         last, away = "not seen", ""
-        suspected = False
+        suspected_at: float | None = None
         while True:
             try:
                 seen = await look()
@@ -332,29 +334,22 @@ class Waits(ABC):
                 verdict: Done | Going | Failed = Going(last)
                 away = unreachable.what
             except NotFound as gone:
-                if not suspected:
-                    # A database replica may not know yet what was made a moment ago.
-                    suspected = True
-                    await self._sleep(CONFIRM_S)
-                    continue
-                raise Doubt(
-                    f"{wait.what} disappeared while it was expected to be {wait.wanted}",
-                    data=wait.data,
-                    hint="somebody else deleted it, or the project's quota clean-up did",
-                ) from gone
+                verdict, away = Failed("it is not there", certain=False, gone=gone), ""
             else:
                 verdict, away = judge(seen), ""
-            elapsed = self._now() - began
             if isinstance(verdict, Done):
                 return seen
+            now = self._now()
+            elapsed = now - began
             if isinstance(verdict, Going):
-                suspected, last = False, verdict.seen
+                suspected_at, last = None, verdict.seen
                 self._tell(wait, verdict, away, elapsed)
-            elif verdict.certain or suspected:
-                await self._fail(wait, verdict, reason)
             else:
-                suspected = True
-                await self._sleep(CONFIRM_S)
+                suspected_at = now if suspected_at is None else suspected_at
+                believed_at = min(suspected_at + SUSPECT_S, began + wait.deadline_s)
+                if verdict.certain or now >= believed_at:
+                    await self._fail(wait, verdict, reason)
+                await self._sleep(min(SUSPECT_EVERY_S, believed_at - now))
                 continue
             left = wait.deadline_s - elapsed
             if left <= 0:
@@ -377,6 +372,12 @@ class Waits(ABC):
     async def _fail(
         self, wait: Wait, verdict: Failed, reason: Callable[[], Awaitable[str]]
     ) -> None:
+        if verdict.gone:
+            raise Doubt(
+                f"{wait.what} disappeared while it was expected to be {wait.wanted}",
+                data=wait.data,
+                hint="somebody else deleted it, or the project's quota clean-up did",
+            ) from verdict.gone
         told = await self._told(reason)
         raise Stop(
             f"{wait.what} did not become {wait.wanted}: {verdict.why}",

@@ -233,6 +233,40 @@ async def test_a_fault_that_stays_ends_in_an_error_and_in_at_most_one_effect(
     assert verb.done(world.services, id)
 
 
+WAITS: dict[str, Callable[[Cloud, Any, str], Awaitable[object]]] = {
+    "create_snapshot": lambda cloud, made, id: cloud.wait_snapshot(made.id, deadline_s=60),
+    "create_volume": lambda cloud, made, id: cloud.wait_volume(made.id, deadline_s=60),
+    "retype": lambda cloud, made, id: cloud.wait_retyped(id, "fast", deadline_s=60),
+    "attach": lambda cloud, made, id: cloud.wait_attached(SERVER_ID, id, deadline_s=60),
+    "detach": lambda cloud, made, id: cloud.wait_detached(SERVER_ID, id, deadline_s=60),
+    "delete_snapshot": lambda cloud, made, id: cloud.wait_deleted("snapshot", id, deadline_s=60),
+    "delete_volume": lambda cloud, made, id: cloud.wait_deleted("volume", id, deadline_s=60),
+}
+
+
+@pytest.mark.parametrize("fault", ["stale reads", "cut after, then stale reads"])
+@pytest.mark.parametrize("name", WAITS)
+async def test_a_wait_believes_nothing_that_was_read_from_before_its_request(
+    world: World, monkeypatch: pytest.MonkeyPatch, name: str, fault: str
+) -> None:
+    verb, services = VERBS[name], world.services
+    services.at_once = True
+    monkeypatch.setattr(world.cloud, "_sleep", world.pauses.patience.sleep)
+    monkeypatch.setattr(world.cloud, "_now", world.pauses.patience.now)
+    id = verb.begin(services)
+    if id in services.volumes:  # what was seen before is what stale reads show
+        await world.cloud.volume(id)
+    elif id in services.snapshots:
+        await world.cloud.snapshot(id)
+    await world.cloud.server_volumes(SERVER_ID)
+    world.proxy.order(fault, verb.method, verb.path)
+
+    made = await verb.do(world.cloud, id)
+    await WAITS[name](world.cloud, made, id)
+
+    happened_once(world, verb, id)
+
+
 async def test_a_token_that_stays_refused_is_the_person_s_to_mend(world: World) -> None:
     id = world.services.add_volume()
     world.proxy.order("expired token", "POST", r"/snapshots$", times=-1)
