@@ -44,7 +44,7 @@ class Cloud:
         self._user, self._password, self._project = user, password, project
         self._token = ""
         self._endpoints: dict[str, str] = {}
-        self.project_id = ""
+        self.project_id = self._user_id = ""
 
     @classmethod
     def admin(cls, layout: Layout) -> Cloud:
@@ -53,6 +53,12 @@ class Cloud:
     @classmethod
     def member(cls, layout: Layout) -> Cloud:
         return cls(layout, "demo", layout.secret("demo"), "demo")
+
+    @property
+    def user_id(self) -> str:
+        if not self._user_id:
+            self._log_in(timeout_s=60)
+        return self._user_id
 
     def get(self, service: str, path: str) -> Any:
         return self.request("GET", service, path)
@@ -103,6 +109,7 @@ class Cloud:
         answer, headers = _exchange("POST", url, {}, body, timeout_s)
         self._token = headers["X-Subject-Token"]
         self.project_id = answer["token"]["project"]["id"]
+        self._user_id = answer["token"]["user"]["id"]
         self._endpoints = {
             service["type"]: service["endpoints"][0]["url"]
             for service in answer["token"]["catalog"]

@@ -116,6 +116,8 @@ driver = noop
 www_authenticate_uri = {self.layout.url("keystone")}/v3
 service_token_roles = service
 service_token_roles_required = true
+# Without it tokens that have access rules are refused.
+service_type = {self.catalog_type}
 interface = public
 {self._service_user()}"""
 

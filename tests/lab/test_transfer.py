@@ -4,15 +4,26 @@ Few tests, each a story: a transfer takes a minute under emulation. All look at 
 their own eyes (ssh, the cloud's API), not at what volferry says of it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
 from lab.api import Lab
+from tests.lab import least
 from tests.lab.stacks import in_full
 from tests.lab.volferry_command import UNIT, Command, Guest, marked, snapshots, tree, words
 
 pytestmark = pytest.mark.lab
+
+
+@pytest.fixture
+def volferry(lab: Lab, tmp_path: Path) -> Iterator[Command]:
+    """With no more rights than it needs."""
+    with least.application_credential(lab, tmp_path) as clouds:
+        command = Command(lab, tmp_path, OS_CLIENT_CONFIG_FILE=str(clouds))
+        yield command
+        command.end()
 
 
 @pytest.mark.parametrize("fstype", ["xfs", pytest.param("btrfs", marks=in_full)])
@@ -21,7 +32,8 @@ def test_a_volume_moves_after_a_kill_is_held_then_finished_and_survives_a_reboot
 ) -> None:
     guest = in_use("debian-12", fstype)
     before, fstab = tree(guest), guest.sh("cat /etc/fstab")
-    running = volferry.start("run", *words(lab, guest, "--type", "cbs-premium", "--hold"), "--yes")
+    options = ("--type", "cbs-premium", "--hold", "--ssh", least.login(guest), "--yes")
+    running = volferry.start("run", *words(lab, guest, *options))
 
     transfer = volferry.kill_when(running, "sync")
     assert lab.volume(guest.volume_id)["status"] == "in-use"
@@ -59,7 +71,8 @@ def test_ext4_on_gpt_by_device_name_is_held_then_goes_back_and_leaves_nothing(
     guest = in_use("debian-13", "ext4", "gpt", "device")
     before, fstab = tree(guest), guest.sh("cat /etc/fstab")
 
-    volferry("run", *words(lab, guest, "--type", "cbs-standard-iops", "--hold", "--yes"))
+    options = ("--type", "cbs-standard-iops", "--hold", "--ssh", least.login(guest), "--yes")
+    volferry("run", *words(lab, guest, *options))
     transfer = volferry.transfer()
     target = volferry.data("status", transfer)
     held = guest.mounted_serial()
