@@ -191,7 +191,7 @@ def test_a_hard_reset_and_then_a_rollback(scene: Scene, step: str) -> None:
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("ExecStop=/bin/sleep 400\nTimeoutStopSec=500", "deadline"),
+        ("ExecStop=/bin/sleep 400\nTimeoutStopSec=500", "--cutover-timeout"),
         ("ExecStop=/bin/sh -c 'kill -9 $MAINPID; sleep 6'", ""),
         (f"ExecStartPost=/bin/sh -c 'findmnt -nro SOURCE {MOUNT} | cmp - /var/tmp/source || "
          "(sleep 1; kill -9 $MAINPID) &'", "while settling"),
