@@ -55,6 +55,8 @@ class Scenario:
     asked: tuple[str, ...] = ()
     """What the operator has asked for already."""
     method: str = "rsync"
+    unseen_s: float = 0.0
+    """How long an attach is accepted before anything of it can be seen."""
     array: bool = False
     """An array lies on the volume, which an initramfs puts together by itself."""
 
@@ -72,6 +74,7 @@ class World:
 
     def __init__(self, scenario: Scenario) -> None:
         self.scenario, self.cloud = scenario, FakeCloud()
+        self.cloud.unseen("attach", scenario.unseen_s)
         self.server = self.cloud.add_server("web-03")
         self.sources = {
             self.cloud.add_volume(name, server=self.server, metadata={"owner": "dba"}): name
@@ -283,13 +286,17 @@ def live(
     verb: str,
     act: Callable[[World, int, str], None] = lambda world, number, what: None,
     away_s: float = 0.0,
+    late_s: float = 0.0,
 ) -> tuple["End", list[str]]:
     """One process's work on the transfer in ``root``.
 
-    ``verb``: ``carry``, ``take back``, or ``take back anyway``. -> (how it ended; its moments)
+    ``verb``: ``carry``, ``take back``, or ``take back anyway``. ``late_s``: what the process before
+    had asked the cloud for when it died is carried out so long after this one began. -> (how it
+    ended; its moments)
     """
     world = World.kept(root)
     world.cloud.pass_time(away_s)
+    world.cloud.opened_again(late_s)
     power = Power(lambda number, what: act(world, number, what))
     world.cloud.around_effect = world.guest.around_effect = power.around
 

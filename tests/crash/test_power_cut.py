@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 import sweep_world as w
 
+from tests.crash.cut_command import CLOUD
 from tests.crash.effects import first_of_each, moments
 from tests.crash.tally import Tally
 from volferry.model import Seed
@@ -28,7 +29,7 @@ SCENARIOS: tuple[w.Scenario, ...] = (
     w.Scenario("an array", method="mirror", array=True, seed=Seed.BLANK, away_s=(2.0,)),
     w.Scenario("a standby", method="mirror", seed=Seed.BLANK, away_s=(2.0,),
                wanted={"keep_standby": True}),
-    w.Scenario("a blank target", seed=Seed.BLANK),
+    w.Scenario("a blank target", seed=Seed.BLANK, unseen_s=4.0),
     w.Scenario("a type at once, fstab by device", type="cbs-standard-iops", by_device=True,
                away_s=(900.0,)),
 )  # fmt: skip
@@ -42,6 +43,9 @@ BY_NAME = {scenario.name: scenario for scenario in SCENARIOS}
 STANDBY = BY_NAME["a standby"]
 KILLED = BY_NAME["a blank target"]
 """The one whose every moment is the SIGKILL of a real process."""
+
+LATE_S = 6.0
+"""How long after the controller is back the cloud carries out what it was asked for before."""
 
 WORKERS = 12
 """A life waits most of its time, for polls of engine and steps (seen: 15 % of a core)."""
@@ -61,6 +65,8 @@ class Cut:
     ours: bool
     """Whether our agent was still in the guest."""
     resumed: tuple[w.End, ...]
+    late: tuple[w.End, ...]
+    """Resumed, and rolled back, while the cloud still carries out what it was asked for then."""
     asked: w.End
     """After a rollback that accepts no loss."""
     back: w.End
@@ -114,10 +120,12 @@ def record(root: Path, scenario: w.Scenario) -> tuple[w.End, w.End, list[str]]:
 def cut(root: Path, number: int, what: str, scenario: w.Scenario, deep: bool) -> Cut:
     """All that can follow a kill at a moment, each in a copy of what it left."""
     world = w.World.kept(root)
-    resumed = []
+    resumed, late = [], []
     for away_s in scenario.away_s:
         resumed.append(life(root, "carry", away_s))
     away_s = scenario.away_s[0]
+    if what.startswith("before ") and what.split()[1] in CLOUD:
+        late = [life(root, verb, away_s, LATE_S) for verb in ("carry", "take back anyway")]
     asked = back = life(root, "take back", away_s)
     repeated = []
     if deep:
@@ -127,19 +135,21 @@ def cut(root: Path, number: int, what: str, scenario: w.Scenario, deep: bool) ->
         step = 1 if EVERY else 3
         for moment in range(1 + number % step, len(said) + 1, step):
             again = there.with_name(f"{there.name}-{moment}")
-            repeated.append(w.live(again, "take back anyway")[0])
+            repeated.append(w.live(again, "take back anyway", late_s=LATE_S)[0])
             shutil.rmtree(again)
         shutil.rmtree(there)
     elif asked.ended.startswith("NeedsConsent"):
         back = life(root, "take back anyway", away_s)
     shutil.rmtree(root)
     ours = w.ID in world.guest.installed
-    return Cut(number, what, world.live(), ours, tuple(resumed), asked, back, tuple(repeated))
+    return Cut(
+        number, what, world.live(), ours, tuple(resumed), tuple(late), asked, back, tuple(repeated)
+    )
 
 
-def life(root: Path, verb: str, away_s: float) -> w.End:
+def life(root: Path, verb: str, away_s: float, late_s: float = 0.0) -> w.End:
     there = Path(shutil.copytree(root, f"{root}-life"))
-    end, _ = w.live(there, verb, away_s=away_s)
+    end, _ = w.live(there, verb, away_s=away_s, late_s=late_s)
     shutil.rmtree(there)
     return end
 
@@ -216,6 +226,28 @@ def test_a_transfer_cut_at_any_moment_and_resumed_ends_the_same(one: Swept, tall
             else:
                 wrong[str(done)] = end
     assert one.whole.ended == "done"
+    assert not wrong, places(wrong)
+
+
+def test_what_the_cloud_carries_out_after_its_asker_died_is_neither_lost_nor_doubled(
+    one: Swept, tally: Tally
+) -> None:
+    wrong, requests = {}, 0
+    for done in one.every():
+        if not done.late:
+            continue
+        requests += 1
+        on, back = done.late
+        if on == one.whole:
+            tally.resumed += 1
+        else:
+            wrong[f"{done}, resumed"] = on
+        if done.forgotten or one.is_as_before(back, loss=True):
+            tally.rolled_back += not done.forgotten
+        else:
+            wrong[f"{done}, rolled back"] = back
+    tally.points += requests
+    assert requests >= 4
     assert not wrong, places(wrong)
 
 

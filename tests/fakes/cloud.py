@@ -12,11 +12,14 @@ goes through its intermediate states on that clock. The same calls therefore alw
     cloud.ignore("retype")                    # accepted, and silently not done
     cloud.slow("detach", 30)                  # takes that long
     cloud.around_effect = cut_power           # called before and after every effect; may raise
+    cloud.opened_again(late_s=3)              # by another process, after such a cut before an
+                                              # effect, of which the request had been sent already
 
 It can be pickled in the middle of anything, as a world that is kept for a later process.
 """
 
 import asyncio
+import contextlib
 import dataclasses
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -44,6 +47,8 @@ REQUEST_S = 0.05
 REQUEST_ID = "req-fa4e0000-0000-4000-8000-000000000000"
 """What both services say that a failed operation was asked for with."""
 OPERATION_S = 1.0
+SURE_S = 15.0
+"""``Patience.sure_s`` of the real one."""
 DISKS_MAX = 26
 """``disk_device_limit`` of virtio in Nova's libvirt driver, the root disk included."""
 
@@ -69,6 +74,7 @@ class Orders:
     """What a test ordered for one operation. A count of -1 is for ever."""
 
     delay_s: float = OPERATION_S
+    unseen_s: float = 0.0
     fail: int = 0
     ignore: int = 0
     refuse: Exception | None = None
@@ -94,6 +100,8 @@ class FakeCloud(Waits):
         self.quota_limits: dict[str, int] = {"volumes": 10, "snapshots": 10, "gigabytes": 1000}
         self.quota_error = ""
         self._sent = 0
+        self._sure_at = self.clock
+        self._under_way: Callable[[], Any] | None = None
         self._ids = 0
         self._orders: dict[str, Orders] = {}
         self._due: list[tuple[float, int, Callable[[], None]]] = []
@@ -164,6 +172,11 @@ class FakeCloud(Waits):
     def slow(self, operation: str, seconds: float) -> None:
         self._order(operation).delay_s = seconds
 
+    def unseen(self, operation: str, seconds: float) -> None:
+        """The operation is accepted that long before anything of it can be seen, as an attach is
+        from compute 2.101 on."""
+        self._order(operation).unseen_s = seconds
+
     def fail(self, operation: str, times: int = 1) -> None:
         """The operation is accepted and ends as a fault of the back end, or of the guest."""
         self._order(operation).fail = times
@@ -179,7 +192,23 @@ class FakeCloud(Waits):
         """The next one is refused with ``error`` before anything happened."""
         self._order(operation).refuse = error
 
+    def opened_again(self, late_s: float = 0.0) -> None:
+        """By a process that knows nothing of the one before. With ``late_s`` what that one had
+        asked for when it was cut off is carried out so much later."""
+        self._sure_at = self.clock + SURE_S
+        if late_s and self._under_way is not None:
+            self.after(late_s, partial(self._late, self._under_way))
+        self._under_way = None
+
+    @staticmethod
+    def _late(effect: Callable[[], Any]) -> None:
+        with contextlib.suppress(Doubt, NotFound, Stop):  # nobody hears the answer
+            effect()
+
     # ---- looking -----------------------------------------------------------------------------
+
+    def sure_in_s(self) -> float:
+        return max(0.0, self._sure_at - self.clock)
 
     @property
     def api_calls(self) -> int:
@@ -260,12 +289,13 @@ class FakeCloud(Waits):
             progress="0%",
             metadata={MARK: mark, SOURCE: volume_id},
         )
-        self.around_effect("before", "create_snapshot")
-        self._snapshots[made.id] = made
-        self.content[made.id] = self.content.get(volume_id)
-        self._later(orders, partial(self._snapshot_made, made.id))
-        self.around_effect("after", "create_snapshot")
+        self._carry_out("create_snapshot", partial(self._make_snapshot, made, orders))
         return made
+
+    def _make_snapshot(self, made: Snapshot, orders: Orders) -> None:
+        self._snapshots[made.id] = made
+        self.content[made.id] = self.content.get(made.volume_id)
+        self._later(orders, partial(self._snapshot_made, made.id))
 
     def _snapshot_made(self, snapshot_id: str, end: Outcome) -> None:
         old = self._snapshots.get(snapshot_id)
@@ -320,12 +350,15 @@ class FakeCloud(Waits):
             description=description,
             metadata={**(metadata or {}), MARK: mark, SOURCE: source_id},
         )
-        self.around_effect("before", "create_volume")
-        self._volumes[made.id] = made
-        self.content[made.id] = self.content.get(snapshot_id) if snapshot_id else None
-        self._later(orders, partial(self._volume_made, made.id))
-        self.around_effect("after", "create_volume")
+        self._carry_out("create_volume", partial(self._make_volume, made, orders))
         return made
+
+    def _make_volume(self, made: Volume, orders: Orders) -> None:
+        if made.snapshot_id:
+            self._snapshot(made.snapshot_id)
+        self._volumes[made.id] = made
+        self.content[made.id] = self.content.get(made.snapshot_id)
+        self._later(orders, partial(self._volume_made, made.id))
 
     def _reachable(self, from_type: str, to_type: str) -> None:
         here, there = self._types[from_type], self._types[to_type]
@@ -349,10 +382,12 @@ class FakeCloud(Waits):
             return
         if type not in self._types:
             raise NotFound(f"cannot retype volume '{volume_id}': there is no type '{type}'")
-        if seen.status not in ("available", "in-use"):
-            raise Stop(f"cannot retype volume '{volume_id}': it is {seen.status}")
+        self._may_be("retype", volume_id, "available", "in-use")
         orders = self._ordered("retype", volume_id, type=type)
-        self.around_effect("before", "retype")
+        self._carry_out("retype", partial(self._begin_retype, volume_id, type, orders))
+
+    def _begin_retype(self, volume_id: str, type: str, orders: Orders) -> None:
+        seen = self._may_be("retype", volume_id, "available", "in-use")
         self._change(volume_id, status="retyping")
         moves = self._types[seen.type].back_end != self._types[type].back_end
         stays = self._types[seen.type].encrypted != self._types[type].encrypted or (
@@ -360,7 +395,6 @@ class FakeCloud(Waits):
         )
         ends_as = seen.type if stays else type
         self._later(orders, partial(self._retyped, volume_id, seen.status, seen.type, ends_as))
-        self.around_effect("after", "retype")
 
     def _retyped(self, volume_id: str, status: str, was: str, type: str, end: Outcome) -> None:
         self._change(volume_id, status=status, type=type if end == "done" else was)
@@ -385,11 +419,8 @@ class FakeCloud(Waits):
         listed = any(v.volume_id == volume_id for v in self._lines[server_id])
         if listed or seen.status in ("reserved", "attaching"):
             return
-        if seen.status != "available" and not seen.multiattach:
-            raise Stop(
-                f"cannot attach volume '{volume_id}' to server '{server_id}': "
-                f"its status is {seen.status}"
-            )
+        if not seen.multiattach:
+            self._may_be("attach", volume_id, "available")
         if len(self._lines[server_id]) + 1 >= DISKS_MAX:
             raise Stop(
                 f"cannot attach volume '{volume_id}' to server '{server_id}': The maximum allowed "
@@ -397,12 +428,22 @@ class FakeCloud(Waits):
                 "exceeded (HTTP 403)"
             )
         orders = self._ordered("attach", volume_id, server_id=server_id)
-        self.around_effect("before", "attach")
-        self._line_up(server_id, volume_id, delete_on_termination, tag)
+        begin = partial(
+            self._begin_attach, server_id, volume_id, delete_on_termination, tag, orders
+        )
+        if orders.unseen_s:
+            begin = partial(self.after, orders.unseen_s, partial(self._late, begin))
+        self._carry_out("attach", begin)
+
+    def _begin_attach(
+        self, server_id: str, volume_id: str, delete: bool, tag: str, orders: Orders
+    ) -> None:
+        if not self._volume(volume_id).multiattach:
+            self._may_be("attach", volume_id, "available")
+        self._line_up(server_id, volume_id, delete, tag)
         self._change(volume_id, status="attaching")
         self._failed_actions.pop((server_id, "attach_volume"), None)
         self._later(orders, partial(self._attach_ended, server_id, volume_id))
-        self.around_effect("after", "attach")
 
     def _attach_ended(self, server_id: str, volume_id: str, end: Outcome) -> None:
         if end == "failed":
@@ -419,16 +460,14 @@ class FakeCloud(Waits):
         listed = any(v.volume_id == volume_id for v in self._lines[server_id])
         if seen.status == "detaching" or not listed:
             return
-        if seen.status != "in-use":
-            raise Stop(
-                f"cannot detach volume '{volume_id}' from server '{server_id}': "
-                f"its status is {seen.status}"
-            )
+        self._may_be("detach", volume_id, "in-use")
         orders = self._ordered("detach", volume_id, server_id=server_id)
-        self.around_effect("before", "detach")
+        self._carry_out("detach", partial(self._begin_detach, server_id, volume_id, orders))
+
+    def _begin_detach(self, server_id: str, volume_id: str, orders: Orders) -> None:
+        self._may_be("detach", volume_id, "in-use")
         self._change(volume_id, status="detaching")
         self._later(orders, partial(self._detach_ended, server_id, volume_id))
-        self.around_effect("after", "detach")
 
     def _detach_ended(self, server_id: str, volume_id: str, end: Outcome) -> None:
         if end == "failed":
@@ -440,16 +479,13 @@ class FakeCloud(Waits):
 
     async def set_read_only(self, volume_id: str, read_only: bool) -> None:
         await self._request()
-        seen = self._volume(volume_id)
-        if seen.status != "available":
-            raise Stop(
-                f"cannot set volume '{volume_id}' read-only: its status must be available to "
-                f"update readonly flag, but current status is: {seen.status}"
-            )
+        self._may_be("set the readonly flag of", volume_id, "available")
         self._ordered("set_read_only", volume_id, read_only=read_only)
-        self.around_effect("before", "set_read_only")
+        self._carry_out("set_read_only", partial(self._set_read_only, volume_id, read_only))
+
+    def _set_read_only(self, volume_id: str, read_only: bool) -> None:
+        self._may_be("set the readonly flag of", volume_id, "available")
         self._change(volume_id, read_only=read_only)
-        self.around_effect("after", "set_read_only")
 
     async def update_volume(
         self,
@@ -466,9 +502,7 @@ class FakeCloud(Waits):
         if metadata:
             given["metadata"] = {**seen.metadata, **metadata}
         self._ordered("update_volume", volume_id, **given)
-        self.around_effect("before", "update_volume")
-        self._change(volume_id, **given)
-        self.around_effect("after", "update_volume")
+        self._carry_out("update_volume", partial(self._change, volume_id, **given))
         return self._volume(volume_id)
 
     async def delete_snapshot(self, snapshot_id: str, mark: str) -> None:
@@ -482,10 +516,8 @@ class FakeCloud(Waits):
         if seen.status not in ("available", "error"):
             raise Stop(f"cannot delete snapshot '{snapshot_id}': it is {seen.status}")
         orders = self._ordered("delete_snapshot", snapshot_id)
-        self.around_effect("before", "delete_snapshot")
-        self.set_status(snapshot_id, "deleting")
-        self._later(orders, partial(self._deleted, self._snapshots, snapshot_id))
-        self.around_effect("after", "delete_snapshot")
+        delete = partial(self._begin_to_delete, self._snapshots, snapshot_id, orders)
+        self._carry_out("delete_snapshot", delete)
 
     async def delete_volume(self, volume_id: str, mark: str) -> None:
         await self._request()
@@ -502,10 +534,14 @@ class FakeCloud(Waits):
                 f"and its status is {seen.status}"
             )
         orders = self._ordered("delete_volume", volume_id)
-        self.around_effect("before", "delete_volume")
-        self._change(volume_id, status="deleting")
-        self._later(orders, partial(self._deleted, self._volumes, volume_id))
-        self.around_effect("after", "delete_volume")
+        delete = partial(self._begin_to_delete, self._volumes, volume_id, orders)
+        self._carry_out("delete_volume", delete)
+
+    def _begin_to_delete(self, where: dict[str, Any], object_id: str, orders: Orders) -> None:
+        if object_id not in where or where[object_id].status not in ("available", "error"):
+            raise Stop(f"cannot delete '{object_id}'")
+        self.set_status(object_id, "deleting")
+        self._later(orders, partial(self._deleted, where, object_id))
 
     def _deleted(self, where: dict[str, Any], object_id: str, end: Outcome) -> None:
         if end == "failed":
@@ -548,6 +584,15 @@ class FakeCloud(Waits):
         self._sent += 1
         await self._sleep(REQUEST_S)
 
+    def _carry_out(self, verb: str, effect: Callable[[], Any]) -> None:
+        """The request has arrived. What may be refused is looked at in ``effect`` once more, for it
+        may be called late."""
+        self._under_way = effect
+        self.around_effect("before", verb)
+        self._under_way = None
+        effect()
+        self.around_effect("after", verb)
+
     def _later(self, orders: Orders, done: Callable[[Outcome], None]) -> None:
         outcome: Outcome = "failed" if orders.fail else "ignored" if orders.ignore else "done"
         if outcome == "failed" and orders.fail > 0:
@@ -586,6 +631,16 @@ class FakeCloud(Waits):
         if volume_id not in self._volumes:
             raise NotFound(f"cannot read volumes/{volume_id}: it could not be found (HTTP 404)")
         return self._volumes[volume_id]
+
+    def _may_be(self, verb: str, volume_id: str, *statuses: str) -> Volume:
+        """As Cinder's conditional updates are: what is not in such a status is refused."""
+        seen = self._volume(volume_id)
+        if seen.status not in statuses:
+            raise Stop(
+                f"cannot {verb} volume '{volume_id}': its status must be {' or '.join(statuses)}, "
+                f"but it is {seen.status}"
+            )
+        return seen
 
     def _snapshot(self, snapshot_id: str) -> Snapshot:
         if snapshot_id not in self._snapshots:

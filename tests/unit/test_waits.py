@@ -55,6 +55,7 @@ BOUNDED: dict[str, tuple[str, ...] | str] = {
     "guests/linux.py LinuxGuest._ended": (
         "--create-timeout", "--sync-timeout", "--cutover-timeout", "--retry-timeout",
     ),
+    "steps/progress.py until_sure": "15 s: Patience.sure_s",
     "methods/mirror.py Mirror.sync": ("--sync-timeout",),
     "methods/mirror.py Mirror.catch_up": ("--sync-timeout",),
     "methods/mirror.py Mirror._follows_again": ("--sync-timeout",),

@@ -63,6 +63,12 @@ class Asking:
     def __init__(self, wire: Wire, patience: Patience) -> None:
         self._wire = wire
         self._patience = patience
+        # Whoever asked before us may have died with a request under way.
+        self._sure_at = patience.now() + patience.sure_s
+
+    def sure_in_s(self) -> float:
+        """See ``CloudVerbs.sure_in_s``."""
+        return max(0.0, self._sure_at - self._patience.now())
 
     async def get(
         self, service: Service, path: str, key: str, params: Mapping[str, str] | None = None
@@ -133,11 +139,11 @@ class Asking:
         on, and a database replica shows what was before.
         """
         patience = self._patience
-        until = patience.now() + patience.sure_s
+        self._sure_at = patience.now() + patience.sure_s
         while True:
             await budget.pause(lost)
             found = await find()
-            if found is not None or patience.now() >= until:
+            if found is not None or not self.sure_in_s():
                 return found
 
     async def send(

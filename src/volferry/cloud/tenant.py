@@ -70,6 +70,9 @@ class Cloud(Waits):
     def api_calls(self) -> int:
         return self._wire.api_calls
 
+    def sure_in_s(self) -> float:
+        return self._ask.sure_in_s()
+
     # ---- looking -----------------------------------------------------------------------------
 
     async def volume(self, volume_id: str) -> Volume:

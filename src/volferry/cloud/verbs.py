@@ -38,6 +38,10 @@ class CloudVerbs(Protocol):
     def api_calls(self) -> int:
         """HTTP requests sent so far, those for authentication and discovery included."""
 
+    def sure_in_s(self) -> float:
+        """Seconds until no request that was sent before, by a process that died too, can still be
+        carried out. What is not there by then will not come."""
+
     # ---- looking -----------------------------------------------------------------------------
 
     async def facts(self, server: str, volumes: Sequence[str]) -> CloudFacts:

@@ -263,16 +263,10 @@ class LinuxGuest:
     async def quarantine(self, volume_ids: Sequence[str]) -> Receipt:
         """Keep the disks of volumes out of use from the moment they will appear."""
         path = quarantine.path(self._transfer)
-        await self._write(path, quarantine.rule(volume_ids, self._transfer))
-        return {"rule": path, "serials": [volume_id[:20] for volume_id in volume_ids]}
-
-    async def release(self) -> None:
-        """Remove the quarantine rule."""
-        await self._write(quarantine.path(self._transfer), None)
-
-    async def _write(self, path: str, content: str | None) -> None:
-        file = {"path": path, "content": content, "mode": 0o644}
+        rule = quarantine.rule(volume_ids, self._transfer)
+        file = {"path": path, "content": rule, "mode": 0o644}
         await self._ask("apply", {"files": [file], "udev": True, "trigger": [], "systemd": False})
+        return {"rule": path, "serials": [volume_id[:20] for volume_id in volume_ids]}
 
     async def uninstall(self) -> Receipt:
         """Remove all that we put into the guest; what is left is named."""

@@ -6,10 +6,12 @@ from typing import ClassVar
 
 from volferry.errors import Doubt, NotFound, Stop
 from volferry.model import Disk, Json, Pair, Receipt, Volume
-from volferry.steps.progress import follow
+from volferry.steps.progress import follow, until_sure
 from volferry.steps.step import Context, Phase, Step, Undo
 
 POLL_S = 0.5
+ATTACHED = ("reserved", "attaching", "in-use", "detaching")
+"""What a volume's status is from the request to attach it on until it is detached."""
 
 
 class Attach(Step):
@@ -23,13 +25,22 @@ class Attach(Step):
     undo_costs = Undo.FREE
 
     async def find(self, ctx: Context) -> Receipt | None:
-        del ctx  # attaching what is attached asks nothing of the cloud
+        # Attaching what is attached asks nothing of the cloud; asked for twice it is refused.
+        await self._until_begun(ctx)
         return None
 
     async def left_behind(self, ctx: Context) -> Receipt | None:
+        await self._until_begun(ctx)
         return {
             "disks": [{"volume_id": made["volume_id"]} for made in ctx.known["target"]["targets"]]
         }
+
+    async def _until_begun(self, ctx: Context) -> None:
+        """Of an attach that was cut off: until it shows, or never will."""
+        for made in ctx.known["target"]["targets"]:
+            with contextlib.suppress(NotFound):
+                if (await ctx.cloud.volume(made["volume_id"])).status not in ATTACHED:
+                    await until_sure(ctx)
 
     async def do(self, ctx: Context) -> Receipt:
         began = time.monotonic()

@@ -8,7 +8,7 @@ from volferry.errors import Doubt, Stop
 from volferry.model import Receipt
 from volferry.steps.attach import appears, unplug
 from volferry.steps.cutover import is_standby
-from volferry.steps.progress import follow
+from volferry.steps.progress import follow, until_sure
 from volferry.steps.step import Context, Held, Phase, Step, Undo
 
 
@@ -26,7 +26,7 @@ class Detach(Step):
         return Undo.FREE if receipt.get("standby") else self.undo_costs
 
     async def find(self, ctx: Context) -> Receipt | None:
-        del ctx  # detaching what is detached asks nothing of the cloud
+        del ctx  # detaching what is detached, or twice, asks nothing of the cloud
         return None
 
     async def left_behind(self, ctx: Context) -> Receipt | None:
@@ -37,6 +37,10 @@ class Detach(Step):
             volumes = [await ctx.cloud.volume(source.id) for source in sources]
             if all(volume.status == "in-use" for volume in volumes):
                 return None
+        for source in sources:
+            if (await ctx.cloud.volume(source.id)).status == "in-use":
+                # Going back to a disk that leaves a moment later would take it from the service.
+                await until_sure(ctx)
         return _receipt(ctx)
 
     async def do(self, ctx: Context) -> Receipt:

@@ -1,4 +1,5 @@
-"""From the cloud's plain callbacks to the transfer's progress."""
+"""Waiting for the cloud: its plain callbacks become the transfer's progress, and a request that
+nobody has heard the end of is waited for."""
 
 import asyncio
 
@@ -23,3 +24,21 @@ def follow(ctx: Context, what: str) -> OnProgress:
             )
 
     return report
+
+
+async def until_sure(ctx: Context) -> None:
+    """Return once no request of a process that died can still be carried out by the cloud.
+
+    A look before then tells nothing of what is not there: an API goes on with a request whose
+    client is gone (seen: a volume that was made after its transfer had been rolled back).
+    """
+    left = ctx.cloud.sure_in_s()
+    if left > 0:
+        await ctx.tell(
+            "note",
+            text=f"a request that was under way when '{ctx.step}' was cut off may still be carried "
+            f"out: it is looked at again in {left:.0f} s",
+        )
+    while (left := ctx.cloud.sure_in_s()) > 0:
+        ctx.check_stop()
+        await ctx.sleep(left)

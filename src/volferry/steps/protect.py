@@ -5,6 +5,7 @@ from typing import ClassVar
 from volferry.errors import Retry
 from volferry.model import Plan, Receipt
 from volferry.steps.cutover import is_standby
+from volferry.steps.progress import until_sure
 from volferry.steps.step import Context, Phase, Step, Undo
 
 
@@ -25,7 +26,10 @@ class Protect(Step):
         return receipt if all(source["read_only"] for source in receipt["sources"]) else None
 
     async def left_behind(self, ctx: Context) -> Receipt | None:
-        return await _look(ctx)
+        receipt = await _look(ctx)
+        if not all(source["read_only"] for source in receipt["sources"]):
+            await until_sure(ctx)
+        return receipt
 
     async def do(self, ctx: Context) -> Receipt:
         for source in ctx.plan.cloud.sources:

@@ -1,11 +1,12 @@
 """Give each detached target its wanted type."""
 
+import contextlib
 import time
 from typing import ClassVar
 
 from volferry.errors import NotFound
 from volferry.model import Json, Pair, Plan, Receipt, Volume
-from volferry.steps.progress import follow
+from volferry.steps.progress import follow, until_sure
 from volferry.steps.step import Context, Phase, Step
 
 
@@ -22,6 +23,7 @@ class Retype(Step):
         return {"now": ", ".join(dict.fromkeys(pair.target_type for pair in plan.pairs))}
 
     async def find(self, ctx: Context) -> Receipt | None:
+        await _until_begun(ctx)
         seen = [await ctx.cloud.volume(made["volume_id"]) for _, made in _made(ctx)]
         done = all(
             volume.type == pair.target_type and volume.status == "available"
@@ -31,7 +33,7 @@ class Retype(Step):
 
     async def left_behind(self, ctx: Context) -> Receipt | None:
         # A retype that still runs cannot be cancelled; deleting the target waits for it.
-        del ctx
+        await _until_begun(ctx)
         return {}
 
     async def do(self, ctx: Context) -> Receipt:
@@ -64,6 +66,15 @@ class Retype(Step):
                     deadline_s=ctx.plan.wanted.timeouts.retype_s,
                     flag="--retype-timeout",
                 )
+
+
+async def _until_begun(ctx: Context) -> None:
+    """Of a retype that was cut off: until it shows, or never will."""
+    for pair, made in _made(ctx):
+        with contextlib.suppress(NotFound):
+            volume = await ctx.cloud.volume(made["volume_id"])
+            if volume.type != pair.target_type and volume.status != "retyping":
+                await until_sure(ctx)
 
 
 def _made(ctx: Context) -> list[tuple[Pair, Json]]:

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from volferry.errors import NotFound, Stop
 from volferry.model import MARK, Json, Pair, Plan, Receipt, Seed, Snapshot
-from volferry.steps.progress import follow
+from volferry.steps.progress import follow, until_sure
 from volferry.steps.step import Context, Phase, Step
 
 
@@ -84,6 +84,14 @@ def _seeded(plan: Plan) -> list[Pair]:
 
 
 async def _find(ctx: Context) -> list[tuple[Pair, Snapshot]]:
+    found = await _look(ctx)
+    if len(found) < len(_seeded(ctx.plan)):
+        await until_sure(ctx)
+        found = await _look(ctx)
+    return found
+
+
+async def _look(ctx: Context) -> list[tuple[Pair, Snapshot]]:
     every = [
         (pair, await ctx.cloud.find_snapshot(ctx.transfer_id, pair.source.id))
         for pair in _seeded(ctx.plan)

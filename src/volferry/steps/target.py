@@ -6,8 +6,9 @@ from typing import ClassVar
 
 from volferry.cloud import TypeNotReachable
 from volferry.errors import NotFound, Stop
-from volferry.model import Json, Pair, Plan, Receipt, Volume
-from volferry.steps.progress import follow
+from volferry.model import MARK, Json, Pair, Plan, Receipt, Volume
+from volferry.steps.attach import ATTACHED, unplug
+from volferry.steps.progress import follow, until_sure
 from volferry.steps.step import Context, Phase, Step
 
 # Metadata that belongs to the source alone. Cinder writes the first two itself.
@@ -97,20 +98,33 @@ class Target(Step):
         timeouts = ctx.plan.wanted.timeouts
         every = [made["volume_id"] for made in receipt["targets"]]
         for volume_id in every:
-            # Cinder deletes nothing that is still being made, but what ended in error.
             with contextlib.suppress(NotFound, Stop):
-                if (await ctx.cloud.volume(volume_id)).status == "creating":
+                volume = await ctx.cloud.volume(volume_id)
+                # Cinder deletes nothing that is still being made, but what ended in error.
+                if volume.status == "creating":
                     await ctx.cloud.wait_volume(
                         volume_id,
                         deadline_s=timeouts.create_s,
                         progress=follow(ctx, f"volume {volume_id}, which is still being made"),
                     )
+                # From compute 2.101 on an attach is accepted before anything can be seen of it, and
+                # may come after it was taken back.
+                elif volume.status in ATTACHED and volume.metadata.get(MARK) == ctx.transfer_id:
+                    await unplug(ctx, volume_id)
             await ctx.cloud.delete_volume(volume_id, ctx.transfer_id)
         for volume_id in every:
             await ctx.cloud.wait_deleted("volume", volume_id, deadline_s=timeouts.delete_s)
 
 
 async def _find(ctx: Context) -> list[tuple[Pair, Volume]]:
+    found = await _look(ctx)
+    if len(found) < len(ctx.plan.pairs):
+        await until_sure(ctx)
+        found = await _look(ctx)
+    return found
+
+
+async def _look(ctx: Context) -> list[tuple[Pair, Volume]]:
     every = [
         (pair, await ctx.cloud.find_volume(ctx.transfer_id, pair.source.id))
         for pair in ctx.plan.pairs
