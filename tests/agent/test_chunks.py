@@ -54,6 +54,29 @@ def test_it_holds_what_was_added_and_not_discarded(case: tuple) -> None:
     assert chunks.count == len(model)
 
 
+@given(changes(), st.sampled_from([1, 3, 8, 32, 2048]), st.data())
+def test_a_span_is_every_chunk_that_it_touches(case: tuple, unit: int, data: st.DataObject) -> None:
+    """Several of one length, into what is there, more than once and around other changes."""
+    chunks, model = built(*case)
+    edges = st.sampled_from([n * unit for n in (0, PAGE_CHUNKS - 1, PAGE_CHUNKS - 7, case[0] - 1)])
+    for _ in range(data.draw(st.integers(1, 3))):
+        length = data.draw(st.integers(1, 20 * unit).map(lambda n: min(n, case[0] * unit)))
+        most = case[0] * unit - length
+        start = (st.integers(0, most) | edges).map(lambda n, most=most: min(n, most))  # type: ignore[misc]
+        starts = data.draw(st.lists(start, min_size=1, max_size=30))
+        chunks.add_spans(starts, length, unit)
+        for first in starts:
+            model.update(range(first // unit, (first + length - 1) // unit + 1))
+        assert (numbers(chunks), chunks.count) == (sorted(model), len(model))
+        first, last = data.draw(ranges(case[0]))
+        chunks.discard(first, last)
+        model.difference_update(range(first, last + 1))
+    taken = chunks.take()
+    chunks.add_spans([0], 1, unit)
+    assert (numbers(taken), taken.count) == (sorted(model), len(model))
+    assert numbers(chunks) == [0]
+
+
 @given(changes(), st.data())
 def test_a_range_is_held_wholly_partly_or_not(case: tuple, data: st.DataObject) -> None:
     chunks, model = built(*case)
@@ -136,6 +159,8 @@ def test_chunks_that_the_disk_has_not_are_refused(wrong: tuple[int, int]) -> Non
     for method in (chunks.add, chunks.discard, chunks.has_any, chunks.has_all):
         with pytest.raises(ValueError, match=r"chunks .* of 10"):
             method(*wrong)
+    with pytest.raises(ValueError, match=r"chunks 9 to 10 of 10"):
+        chunks.add_spans([9 * 8 + 7, 9 * 8], 2, 8)
     with pytest.raises(ValueError, match="11"):
         chunks.update(ChunkSet(11))
     with pytest.raises(ValueError):

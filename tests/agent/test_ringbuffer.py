@@ -6,7 +6,9 @@ import base64
 import contextlib
 import json
 import struct
+import sys
 import zlib
+from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +20,7 @@ from volferry.agent.ringbuffer import (
     EventLayout,
     ParsedPage,
     TraceUnreadable,
+    parse_alike,
     parse_page,
     up_to_nul,
 )
@@ -102,16 +105,15 @@ class Kernel(NamedTuple):
         return (head + data).ljust(4096, b"\0")
 
 
+LITTLE = Kernel("little", 8, 34)
+
 kernels = st.builds(
     Kernel, st.sampled_from(["little", "big"]), st.sampled_from([4, 8]), st.sampled_from([32, 34])
 )
 deltas = st.integers(1, 2**27 - 1)
-wanted = st.tuples(
-    st.integers(0, 2**32 - 1),
-    st.integers(0, 2**64 - 1),
-    st.integers(0, 2**32 - 1),
-    st.sampled_from([b"W", b"WS", b"FWFSM", b"D", b"N", b"WZ", b"", b"R", b"12345678"]),
-)
+devs = st.integers(0, 2**32 - 1)
+rwbs = st.sampled_from([b"W", b"WS", b"FWFSM", b"D", b"N", b"WZ", b"", b"R", b"12345678"])
+wanted = st.tuples(devs, st.integers(0, 2**64 - 1), st.integers(0, 2**32 - 1), rwbs)
 
 
 @st.composite
@@ -182,13 +184,94 @@ def test_a_damaged_page_ends_in_events_or_an_error(case: tuple, damage: list) ->
         parse_page(bytes(raw), kernel.layout())
 
 
+# ---- pages of records that are alike -------------------------------------------------------------
+
+
+@st.composite
+def alike_pages(draw: st.DrawFn) -> tuple[Kernel, list[bytes]]:
+    """A kernel and the records of such a page, of a length that is a multiple of 8."""
+    kernel = draw(kernels)
+    disks = draw(st.lists(devs, min_size=1, max_size=3))
+    lengths = draw(st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=3))
+    event = st.tuples(
+        st.sampled_from(disks), st.integers(0, 2**64 - 1), st.sampled_from(lengths), rwbs
+    )
+    filled = draw(st.sampled_from([52, 60, 68]))
+    return kernel, [
+        kernel.record(kernel.event(event).ljust(filled, b"\xd7"), draw(deltas), False)
+        for event in draw(st.lists(event, min_size=1, max_size=55))
+    ]
+
+
+def says_the_same(page: bytes, layout: EventLayout) -> bool:
+    """Whether the page is one of such records; what it says is what ``parse_page`` says."""
+    alike = parse_alike(page, layout)
+    if alike is None:
+        return False
+    parsed = parse_page(page, layout)
+    found = [(dev, at, nr) for (dev, nr), sectors in alike.sectors.items() for at in sectors]
+    assert Counter(found) == Counter((dev, at, nr) for dev, at, nr, _ in parsed.events)
+    assert alike.operations == bytes(rwbs[0] for *_, rwbs in parsed.events)
+    assert parsed.missed == 0
+    return True
+
+
+@given(alike_pages(), st.none() | st.integers(1, 2**31))
+def test_records_that_are_alike_say_the_same_at_once(case: tuple, missed: int | None) -> None:
+    kernel, records = case
+    found = says_the_same(kernel.page(records, missed), kernel.layout())
+    assert found == (kernel.byteorder == sys.byteorder and missed is None)
+
+
+@given(pages())
+def test_a_page_of_anything_says_the_same_at_once_or_is_not_one(case: tuple) -> None:
+    kernel, page, _, _ = case
+    says_the_same(page, kernel.layout())
+
+
+@given(alike_pages(), st.data())
+def test_a_page_that_is_no_longer_alike_says_the_same_or_is_not_one(
+    case: tuple, data: st.DataObject
+) -> None:
+    """A head or an id is another one: a record would be looked for where there is none."""
+    kernel, records = case
+    raw = bytearray(kernel.page(records))
+    which = data.draw(st.integers(0, len(records) - 1))
+    at = kernel.header + which * len(records[0]) + data.draw(st.integers(0, 5))
+    raw[at] ^= data.draw(st.integers(1, 255))
+    says_the_same(bytes(raw), kernel.layout())
+    says_the_same(bytes(raw[: data.draw(st.integers(0, 4096))]), kernel.layout())
+
+
+def test_what_looks_like_a_record_inside_of_another_is_none() -> None:
+    record = LITTLE.record(LITTLE.event((1, 2, 3, b"W")) + bytes(4), 1, False)
+    other = LITTLE.record(record[4:] + record, 1, False)
+    assert len(other) == 2 * len(record)
+    page = LITTLE.page([record, other])
+    assert len(parse_page(page, LITTLE.layout()).events) == 2
+    assert parse_alike(page, LITTLE.layout()) is None
+
+
+@given(kernels, st.binary(max_size=4096))
+def test_rubbish_is_no_page_of_records_that_are_alike(kernel: Kernel, rubbish: bytes) -> None:
+    says_the_same(rubbish, kernel.layout())
+
+
+@given(kernels, st.integers(1, 28), st.integers(0, 2**27 - 1))
+def test_the_kind_of_a_record_is_in_the_first_byte_of_its_head(
+    kernel: Kernel, kind: int, delta: int
+) -> None:
+    first = kernel.word(kind, delta)[0]
+    assert [k for k, heads in kernel.layout().heads.items() if first in heads] == [kind]
+
+
 @given(kernels)
 def test_lost_events_are_noticed_without_their_number(kernel: Kernel) -> None:
     assert parse_page(kernel.page([], flags=1 << 31), kernel.layout()).missed == 1
     assert parse_page(kernel.page([]), kernel.layout()).missed == 0
 
 
-K = Kernel("little", 8, 34)
+K = LITTLE
 EVENT = K.record(K.event((1, 2, 3, b"W")), 1, False)
 
 
@@ -248,15 +331,19 @@ def captured(request: pytest.FixtureRequest) -> dict[str, Any]:
     return found
 
 
-def read(captured: dict[str, Any], pages: dict[str, list[str]]) -> list[ParsedPage]:
-    layout = EventLayout.read(
+def layout_of(captured: dict[str, Any]) -> EventLayout:
+    return EventLayout.read(
         captured["format"], captured["header_page"], byteorder=captured["byteorder"]
     )
-    return [
-        parse_page(zlib.decompress(base64.b64decode(text)), layout)
-        for texts in pages.values()
-        for text in texts
-    ]
+
+
+def unpacked(text: str) -> bytes:
+    return zlib.decompress(base64.b64decode(text))
+
+
+def read(captured: dict[str, Any], pages: dict[str, list[str]]) -> list[ParsedPage]:
+    layout = layout_of(captured)
+    return [parse_page(unpacked(text), layout) for texts in pages.values() for text in texts]
 
 
 def test_a_kernels_pages_say_what_the_kernel_says_in_words(captured: dict[str, Any]) -> None:
@@ -269,6 +356,13 @@ def test_a_kernels_pages_say_what_the_kernel_says_in_words(captured: dict[str, A
     assert len(found) > 100
     kinds = {rwbs[0] for _, _, _, rwbs in found}
     assert {"R", "W", "D"} <= kinds
+
+
+def test_a_kernels_pages_say_the_same_at_once(captured: dict[str, Any]) -> None:
+    layout = layout_of(captured)
+    pages = [page for texts in captured["pages"].values() for page in map(unpacked, texts)]
+    at_once = [says_the_same(page, layout) for page in pages]
+    assert any(at_once)
 
 
 def test_a_kernels_pages_tell_what_they_lost(captured: dict[str, Any]) -> None:

@@ -18,7 +18,7 @@ import errno
 import os
 import re
 import time
-from typing import Dict, Iterable, Iterator, List, NamedTuple, Tuple
+from typing import Dict, Iterable, Iterator, List, NamedTuple, Optional
 
 from volferry.agent.basics import (
     AgentError,
@@ -32,9 +32,11 @@ from volferry.agent.basics import (
 )
 from volferry.agent.chunks import ChunkSet
 from volferry.agent.ringbuffer import (
+    Alike,
     BlockEvent,
     EventLayout,
     TraceUnreadable,
+    parse_alike,
     parse_page,
     up_to_nul,
 )
@@ -60,12 +62,12 @@ class Drained(NamedTuple):
 
 
 class Written(NamedTuple):
-    """What some events tell of one disk."""
+    """What a page tells of one disk."""
 
     events: int
     sectors: int
-    chunks: List[Tuple[int, int]]
-    """The first and the last of each."""
+    starts: Dict[int, List[int]]
+    """By length in sectors, of what lies on the disk."""
 
 
 class Counters:
@@ -126,6 +128,23 @@ class TrackedDisk:
         # NVMe takes many ranges in one request. The event then tells the first range's begin and
         # the sum of all lengths, and nothing tells where the others were.
         self.discards_in_one = int(read_line(self.folder + "/queue/max_discard_segments") or 1)
+
+    def written(self, alike: Alike) -> Optional[Written]:
+        """What they tell of the disk; None if one has to be looked at by itself."""
+        others = alike.operations.strip(b"W")
+        if READ in others or (others and self.discards_in_one > 1):
+            return None
+        starts = {}
+        events = sectors = 0
+        for (dev, length), found in alike.sectors.items():
+            if dev != self.kernel_dev:
+                continue
+            if not length or max(found) + length > self.sectors:
+                return None
+            starts[length] = found
+            events += len(found)
+            sectors += len(found) * length
+        return Written(events, sectors, starts)
 
 
 class Tracker:
@@ -210,13 +229,12 @@ class Tracker:
         sectors = {disk.dev: 0 for disk in self.disks}
         events = 0
         for cpu in self._pipes:
-            for found in self._read_cpu(cpu):
-                kept = self._kept(found)
-                for disk in self.disks:
-                    written = self._written_to(disk, kept)
+            for page in self._read_cpu(cpu):
+                for disk, written in zip(self.disks, self._written(cpu, page)):
                     events += written.events
                     sectors[disk.dev] += written.sectors
-                    sets[disk.dev].add_ranges(written.chunks)
+                    for length, starts in written.starts.items():
+                        sets[disk.dev].add_spans(starts, length, disk.chunk_sectors)
         for dev, counters in self._counters.items():
             missing = counters.missing(sectors[dev])
             if missing:
@@ -309,21 +327,15 @@ class Tracker:
     def _begin_to_count(self) -> None:
         """What was traced until here is in nobody's set: who opens a tracker reads afterwards."""
         for cpu in self._pipes:
-            for _ in self._read_cpu(cpu):
-                pass
+            for page in self._read_cpu(cpu):
+                self._events(cpu, page)
         self._counters = {disk.dev: Counters(disk.folder + "/stat") for disk in self.disks}
 
     # ---- reading it ------------------------------------------------------------------------------
 
-    def _kept(self, events: List[BlockEvent]) -> List[BlockEvent]:
-        if not self.drop_every:
-            return events
-        before, self.seen = self.seen, self.seen + len(events)
-        return [e for n, e in enumerate(events, before + 1) if n % self.drop_every]
-
-    def _read_cpu(self, cpu: str) -> Iterator[List[BlockEvent]]:
-        """The events of each page. No more pages than the buffer has: on a disk that is faster
-        than we are there would be no end."""
+    def _read_cpu(self, cpu: str) -> Iterator[bytes]:
+        """No more pages than the buffer has: on a disk that is faster than we are there would be no
+        end."""
         for _ in range(self.buffer_kib * 1024 // self.layout.page_bytes + 2):
             try:
                 page = os.read(self._pipes[cpu], self.layout.page_bytes)
@@ -337,20 +349,38 @@ class Tracker:
                 ) from error
             if not page:
                 return
-            try:
-                parsed = parse_page(page, self.layout)
-            except TraceUnreadable as error:
-                self._lose("unreadable", "{}: {}".format(cpu, error))
-                continue
-            if parsed.missed:
-                self._lose("missed " + cpu, "{}: {} events were missed".format(cpu, parsed.missed))
-            yield parsed.events
+            yield page
+
+    def _written(self, cpu: str, page: bytes) -> List[Written]:
+        """For each of the disks; every page but the odd one at once."""
+        alike = None if self.drop_every else parse_alike(page, self.layout)
+        if alike is not None:
+            written = [disk.written(alike) for disk in self.disks]
+            if None not in written:
+                return written  # type: ignore[return-value]
+        events = self._kept(self._events(cpu, page))
+        return [self._written_to(disk, events) for disk in self.disks]
+
+    def _events(self, cpu: str, page: bytes) -> List[BlockEvent]:
+        try:
+            parsed = parse_page(page, self.layout)
+        except TraceUnreadable as error:
+            self._lose("unreadable", "{}: {}".format(cpu, error))
+            return []
+        if parsed.missed:
+            self._lose("missed " + cpu, "{}: {} events were missed".format(cpu, parsed.missed))
+        return parsed.events
+
+    def _kept(self, events: List[BlockEvent]) -> List[BlockEvent]:
+        if not self.drop_every:
+            return events
+        before, self.seen = self.seen, self.seen + len(events)
+        return [e for n, e in enumerate(events, before + 1) if n % self.drop_every]
 
     def _written_to(self, disk: TrackedDisk, events: List[BlockEvent]) -> Written:
-        """Of one page's events, and in one loop: it is gone through for each write of a service."""
-        number, chunk_sectors, end = disk.kernel_dev, disk.chunk_sectors, disk.sectors
+        number, end = disk.kernel_dev, disk.sectors
         blurred = disk.discards_in_one > 1
-        chunks: List[Tuple[int, int]] = []
+        starts: Dict[int, List[int]] = {}
         found = sectors = 0
         for of, sector, nr_sector, rwbs in events:
             # Checked again: a filter that the kernel did not take lets every disk in.
@@ -358,14 +388,13 @@ class Tracker:
                 continue
             found += 1
             sectors += nr_sector
-            last = sector + nr_sector - 1
-            if last >= end or (blurred and b"D" in up_to_nul(rwbs)):
-                last = min(last, end - 1)
+            if sector + nr_sector > end or (blurred and b"D" in up_to_nul(rwbs)):
                 self._lose_place(disk, sector, nr_sector, up_to_nul(rwbs))
-                if sector > last:
+                nr_sector = min(nr_sector, end - sector)
+                if nr_sector <= 0:
                     continue
-            chunks.append((sector // chunk_sectors, last // chunk_sectors))
-        return Written(found, sectors, chunks)
+            starts.setdefault(nr_sector, []).append(sector)
+        return Written(found, sectors, starts)
 
     # ---- what may have been lost -----------------------------------------------------------------
 
