@@ -23,8 +23,9 @@ from volferry.agent.disks import Disk, resolve
 from volferry.agent.jobs import Job
 from volferry.agent.tracker import TRACKER_PREFIX, Tracked, Tracker, tracefs_path
 
-DRAIN_S = 0.025
-CHECK_EVERY = 20
+DRAIN_S = 0.1
+"""A drain costs as much as noting some hundred writes. Who cannot wait for one drains himself."""
+CHECK_EVERY = 5
 IN_FLIGHT_S = 10.0
 """How long a write may take from its first byte on the disk to its completion."""
 BUFFER_KIB = 8192
@@ -190,7 +191,10 @@ class Follower:
                         side.dirty.add(first, last)
 
     def take_loss(self) -> None:
-        """Events were lost: begin to track anew, then everything may differ."""
+        """Events were lost: begin to track anew, then everything may differ. A source that has gone
+        or has another size is a loss as well."""
+        if not self.loss:
+            return
         for side in self.sides:
             now = resolve(self.place, side.ref)
             if now.size_bytes != side.source.size_bytes or now.dev != side.source.dev:
@@ -201,8 +205,6 @@ class Follower:
                     ),
                     "the source stays the live side; the target is not complete",
                 )
-        if not self.loss:
-            return
         with self.lock:
             why, self.loss = self.loss, ""
             self.tracker.close()
