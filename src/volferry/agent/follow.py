@@ -190,11 +190,8 @@ class Follower:
                     if first <= last:
                         side.dirty.add(first, last)
 
-    def take_loss(self) -> None:
-        """Events were lost: begin to track anew, then everything may differ. A source that has gone
-        or has another size is a loss as well."""
-        if not self.loss:
-            return
+    def check_sources(self) -> None:
+        """What answers to their names is still what is tracked. All of sysfs is read for it."""
         for side in self.sides:
             now = resolve(self.place, side.ref)
             if now.size_bytes != side.source.size_bytes or now.dev != side.source.dev:
@@ -205,6 +202,13 @@ class Follower:
                     ),
                     "the source stays the live side; the target is not complete",
                 )
+
+    def take_loss(self) -> None:
+        """Events were lost: begin to track anew, then everything may differ. A source that has gone
+        or has another size is a loss as well."""
+        if not self.loss:
+            return
+        self.check_sources()
         with self.lock:
             why, self.loss = self.loss, ""
             self.tracker.close()

@@ -307,6 +307,7 @@ class Mirror(Follower):
         if bool(message.get("swapped")) != self.is_swapped:
             raise AgentError("refused", "the mirror's roles are not those of this order")
         self.take_loss()
+        self.check_sources()
         if not self.began_pairs or any(side.pair is None for side in self.sides):
             raise AgentError("refused", "the mirror has no targets yet", "nothing was stopped")
         if not self.compared_all:
