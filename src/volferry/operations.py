@@ -13,7 +13,7 @@ from typing import Any, Literal, Protocol
 
 from volferry import leftovers as leftovers_of
 from volferry import planner
-from volferry.channels import Channel
+from volferry.channels import Channel, quote
 from volferry.channels import ssh as openssh
 from volferry.channels.local import Local
 from volferry.cloud import Cloud
@@ -169,7 +169,7 @@ def refuse(one: Plan) -> None:
             + "; ".join(f"{check.name}: {check.found}" for check in one.refusals),
             data="nothing was changed",
             hint="\n".join(check.hint for check in one.refusals if check.hint)
-            or f"volferry plan {one.wanted.server} {' '.join(one.wanted.volumes)}",
+            or quote(["volferry", "plan", "--", one.wanted.server, *one.wanted.volumes]),
         )
 
 

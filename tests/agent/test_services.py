@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import ast
 from pathlib import Path
 
 import pytest
+from agent_rig import AGENT
 
 from volferry.agent.basics import AgentError
-from volferry.agent.services import start_unit, systemctl_start
+from volferry.agent.services import start_unit, stop_unit, systemctl_start
 
 SYSTEMCTL = """#!/bin/sh
 # A unit that systemd refuses to start until its count of starts is taken back.
 echo "$1" >>{here}/calls
+for word; do  # as getopt(3) does
+    case $word in --) break ;; -p) ;; -*) echo "invalid option -- '$word'" >&2; exit 1 ;; esac
+done
 case $1 in
 reset-failed) rm -f {here}/limited ;;
+stop) touch {here}/stopped ;;
 start) [ ! -e {here}/limited ] && [ ! -e {here}/broken ] || exit 1; touch {here}/up ;;
 show)
     echo Type=simple
-    if [ -e {here}/limited ]; then echo ActiveState=failed; echo Result=start-limit-hit
+    if [ -e {here}/stopped ]; then echo ActiveState=inactive; echo Result=success
+    elif [ -e {here}/limited ]; then echo ActiveState=failed; echo Result=start-limit-hit
     elif [ -e {here}/up ]; then echo ActiveState=active; echo Result=success
     else echo ActiveState=failed; echo Result=exit-code; fi ;;
 esac
@@ -60,3 +67,21 @@ def test_a_unit_that_does_not_start_is_not_started_twice(here: Path) -> None:
     with pytest.raises(AgentError, match=r"db.service did not start: it is failed \(exit-code\)"):
         start_unit("db.service", 5)
     assert calls(here).count("start") == 1
+
+
+def test_a_unit_whose_name_looks_like_an_option_is_a_unit(here: Path) -> None:
+    (here / "limited").touch()
+    start_unit("-x.service", 5)
+    assert (here / "up").exists()
+    stop_unit("-x.service", 5)
+    assert (here / "stopped").exists()
+
+
+def test_systemctl_is_given_no_name_that_it_could_take_for_an_option() -> None:
+    lists = [node for node in ast.walk(ast.parse(AGENT.read_text())) if isinstance(node, ast.List)]
+    calls = [[ast.unparse(word) for word in node.elts] for node in lists]
+    calls = [words for words in calls if words[:1] == ["'systemctl'"]]
+    assert len(calls) > 10
+    for words in calls:
+        fixed = [word for word in words if word.startswith("'")]
+        assert fixed == words or fixed[-1] == "'--'", words

@@ -7,14 +7,18 @@ import re
 import subprocess
 from pathlib import Path
 
+import cli_world as world
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from volferry import operations
 from volferry.channels import quote, run_here
 from volferry.channels.ssh import Ssh
+from volferry.errors import Refused
 from volferry.guests import fstab, quarantine
 from volferry.guests.mounts import escape, parse, unescape
+from volferry.model import Check, Result
 from volferry.report.words import plain
 from volferry.store import new_id
 
@@ -38,6 +42,21 @@ async def test_what_is_quoted_arrives_byte_for_byte_and_runs_nothing(
     done = await run_here([shell, "-c", line], timeout_s=30)
     assert done.out.split(b"\0")[:-1] == [os.fsencode(name) for name in HOSTILE]
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", [name for name in HOSTILE if "\n" not in name])
+def test_a_command_to_paste_names_what_was_named(name: str, tmp_path: Path) -> None:
+    plan = world.plan()
+    wanted = plan.wanted.model_copy(update={"server": name, "volumes": ("data", name)})
+    check = Check(name="server", result=Result.REFUSAL, found="it is off")
+    with pytest.raises(Refused) as said:
+        operations.refuse(plan.model_copy(update={"wanted": wanted, "checks": (check,)}))
+    words = subprocess.run(
+        ["sh", "-c", os.fsencode(f"set -- {said.value.hint}; printf '%s\\0' \"$@\"")],
+        capture_output=True, check=True, cwd=tmp_path,
+    ).stdout.split(b"\0")  # fmt: skip
+    asked = [os.fsencode(word) for word in (name, "data", name)]
+    assert words[:-1] == [b"volferry", b"plan", b"--", *asked]
 
 
 @settings(deadline=None, max_examples=30)  # a process each

@@ -248,7 +248,7 @@ def mount_units(place: Place, problems: List[str], paths: List[str]) -> List[Jso
     for path in paths:
         name = asked(problems, ["systemd-escape", "-p", "--suffix=mount", path], first_line=True)
         if name:
-            shown = asked(problems, ["systemctl", "show", "-p", UNIT_PROPERTIES, name])
+            shown = asked(problems, ["systemctl", "show", "-p", UNIT_PROPERTIES, "--", name])
             units.append({"target": path, "unit": name, "show": shown or ""})
     return units
 

@@ -256,8 +256,8 @@ class Supervisor:
         deadline = time.monotonic() + 10
         while self.unit_is_alive() and time.monotonic() < deadline:
             time.sleep(0.05)  # the last worker has told its end and is about to go
-        run(["systemctl", "reset-failed", self.unit])
-        must(["systemctl", "start", self.unit], RELOAD_S)
+        run(["systemctl", "reset-failed", "--", self.unit])
+        must(["systemctl", "start", "--", self.unit], RELOAD_S)
 
     def enable(self, early: bool = False) -> None:
         """The link ``systemctl enable`` makes, without asking a systemd that may be shutting
@@ -282,7 +282,7 @@ class Supervisor:
     def unit_is_alive(self) -> bool:
         if not self.place.has_systemd or not os.path.exists(self.unit_path):
             return False
-        state = run(["systemctl", "is-active", self.unit]).out.strip()
+        state = run(["systemctl", "is-active", "--", self.unit]).out.strip()
         return state in ("active", "activating", "deactivating", "reloading")
 
     def remove_unit(self) -> None:
@@ -483,7 +483,7 @@ def verb_stop(place: Place, request: Json) -> Json:
         supervisor.disable()
     has_unit = supervisor.unit_is_alive()
     if has_unit:
-        must(["systemctl", "stop", "--no-block", supervisor.unit])
+        must(["systemctl", "stop", "--no-block", "--", supervisor.unit])
     told: Set[int] = set()
     deadline = time.monotonic() + float(request.get("grace_s", 15.0))
     while job.state() == "running" and time.monotonic() < deadline:
@@ -497,7 +497,7 @@ def verb_stop(place: Place, request: Json) -> Json:
     if job.state() == "running":
         worker = read_json(job.path("worker.json")) or {}
         if has_unit:
-            must(["systemctl", "kill", "--signal=KILL", supervisor.unit])
+            must(["systemctl", "kill", "--signal=KILL", "--", supervisor.unit])
         elif worker and job.lives("worker.json"):
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(worker["pid"], signal.SIGKILL)

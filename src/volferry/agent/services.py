@@ -53,7 +53,7 @@ def system_is_stopping(place: Place) -> bool:
 
 
 def stop_unit(name: str, timeout_s: float) -> None:
-    ran = run(["systemctl", "stop", name], timeout_s)
+    ran = run(["systemctl", "stop", "--", name], timeout_s)
     facts = show([name])[name]
     if is_up(facts) or facts.get("ActiveState") == "deactivating":
         raise AgentError(
@@ -69,10 +69,10 @@ START_LIMIT = "start-limit-hit"  # Result=, systemd.service(5)
 def systemctl_start(name: str, timeout_s: float) -> Ran:
     """Also where it was started too often before, which is asked for only when it fails: each call
     of systemctl is downtime (0.1 s in an emulated guest)."""
-    ran = run(["systemctl", "start", name], timeout_s)
+    ran = run(["systemctl", "start", "--", name], timeout_s)
     if ran.code != 0 and show([name])[name].get("Result") == START_LIMIT:
-        run(["systemctl", "reset-failed", name])
-        ran = run(["systemctl", "start", name], timeout_s)
+        run(["systemctl", "reset-failed", "--", name])
+        ran = run(["systemctl", "start", "--", name], timeout_s)
     return ran
 
 

@@ -278,7 +278,7 @@ def open_mapping(place: Place, layer: Json, members: List[str], deadline: float)
     unit = cryptsetup_unit(place, layer["name"])
     if unit:
         # Not "start": the unit is still active when the mapping was closed behind its back.
-        argv = ["systemctl", "restart", unit]
+        argv = ["systemctl", "restart", "--", unit]
     elif layer["key"]:
         argv = ["cryptsetup", "open", "--type", "luks", "--key-file", layer["key"]]
         argv += crypttab_options(place, layer["name"]) + members + [layer["name"]]

@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from volferry import errors, planfile
+from volferry.channels import quote
 from volferry.cli import carry, listen
 from volferry.cli.help import Manual, grouped
 from volferry.cli.options import (
@@ -78,7 +79,8 @@ def command(
         show(plan_lines(plan))
     if save:
         planfile.save(plan, Path(save))
-        say([Line(f"saved {save}; volferry run {save}   carries it out")])
+        run = quote(["volferry", "run", save])
+        say([Line(f"saved {save}; {run}   carries it out")])
     refuse(plan)
 
 
