@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from agent_rig import AGENT, Disks, Guest, Told, agent, shell
 
+from volferry.store import new_id
+
 SOURCE = {"volume_id": "3f0d4a5e-aaaa-bbbb-cccc-0123456789ab", "size_bytes": 1}
 
 
@@ -169,3 +171,35 @@ def test_what_transfers_left_is_listed_by_whose_it_is(guest: Guest) -> None:
     assert [one["text"] for one in left if one["kind"] == "rule"] == ["keeps a disk out"]
     guest.call("uninstall", files=[str(rule)])
     assert {one["transfer"] for one in guest.call("leftovers")["left"]} == {"tr-other"}
+
+
+def units_of(guest: Guest) -> list[Path]:
+    """All units that a transfer can have, as the agent itself writes them."""
+    guest.install(SOURCE)
+    place, made = agent.Place(guest.settings), []
+    (guest.root / "etc/systemd/system").mkdir(parents=True)
+    for lane in agent.LANES:
+        supervisor = agent.Supervisor(place, guest.transfer, lane)
+        Path(supervisor.unit_path).write_text("[Unit]\n")
+        supervisor.enable(early=True)
+        made += [Path(supervisor.unit_path), Path(supervisor.early_path)]
+    return made
+
+
+def test_a_unit_of_any_lane_is_listed_as_its_transfers(guest: Guest) -> None:
+    guest.transfer = new_id("web-03")
+    made = units_of(guest)
+    left = guest.call("leftovers")["left"]
+    units = {one["path"] for one in left if one["kind"] == "unit"}
+    assert units == {str(path) for path in made} and len(units) == 4
+    assert {one["transfer"] for one in left} == {guest.transfer}
+
+
+@pytest.mark.parametrize("kept", range(4))
+def test_a_unit_that_is_left_alone_is_removed(guest: Guest, kept: int) -> None:
+    made = units_of(guest)
+    left = made.pop(kept)
+    for path in made:
+        path.unlink()
+    assert str(left) in guest.call("uninstall", files=[])["removed"]
+    assert [path for path in (guest.root / "etc").rglob("*") if not path.is_dir()] == []

@@ -29,7 +29,7 @@ from volferry.agent.basics import (
     write_json,
 )
 from volferry.agent.disks import Disk, look_for
-from volferry.agent.jobs import LANES, Job, Supervisor, lane_dir, unlink_durably
+from volferry.agent.jobs import LANES, UNIT_NAME, Job, Supervisor, lane_dir, unlink_durably
 from volferry.agent.mounts import make_directory, mount_table
 from volferry.agent.tracker import TRACKER_PREFIX, Tracker, tracefs_path
 
@@ -257,7 +257,7 @@ def publish(
     return skipped
 
 
-OURS = re.compile(r"^(?:10-)?volferry-(.+)\.(?:rules|service)\Z")
+RULE_NAME = re.compile(r"^10-volferry-(.+)\.rules\Z")
 
 
 def verb_leftovers(place: Place, request: Json) -> Json:
@@ -276,10 +276,12 @@ def verb_leftovers(place: Place, request: Json) -> Json:
         path = "{}/claims/{}".format(place.base, name)
         if os.path.isfile(path) and not os.path.islink(path):
             left.append({"transfer": claimed_by(path), "kind": "claim", "path": path})
-    for kind, folder in (("rule", "/udev/rules.d"), ("unit", "/systemd/system")):
-        for name in names_in(place.etc + folder):
-            match = OURS.match(name)
-            path = "{}{}/{}".format(place.etc, folder, name)
+    for kind, folder, names in (
+        ("rule", place.etc + "/udev/rules.d", RULE_NAME),
+        ("unit", place.etc + "/systemd/system", UNIT_NAME),
+    ):
+        for name in names_in(folder):
+            match, path = names.match(name), "{}/{}".format(folder, name)
             if match and os.path.isfile(path) and not os.path.islink(path):
                 text = to_text(read_bytes(path) or b"") if kind == "rule" else ""
                 left.append({"transfer": match.group(1), "kind": kind, "path": path, "text": text})
@@ -312,10 +314,7 @@ def verb_uninstall(place: Place, request: Json) -> Json:
                 "the job goes on, and what it needs was not removed",
                 "wait for its end, or end the transfer",
             )
-        supervisor = Supervisor(place, transfer, lane)
-        if os.path.lexists(supervisor.unit_path):
-            supervisor.remove_unit()
-            removed.append(supervisor.unit_path)
+        removed += Supervisor(place, transfer, lane).remove_units()
     with contextlib.suppress(AgentError):  # no tracefs: then there is nothing of ours in it
         removed += Tracker.remove_stale(tracefs_path(place), TRACKER_PREFIX + transfer)
     for path in request.get("files", []):

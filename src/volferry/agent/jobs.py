@@ -210,6 +210,12 @@ WantedBy=local-fs.target
 """
 
 
+UNIT_NAME = re.compile(
+    r"^volferry-(.+?)(?:-(?:{}))?(?:-early)?\.service\Z".format("|".join(filter(None, LANES)))
+)
+"""Whose a unit is. The last word of a transfer's id has four characters, so none ends so."""
+
+
 class Supervisor:
     """Who starts the worker again when it is killed: systemd, or a small parent of our own.
 
@@ -285,11 +291,14 @@ class Supervisor:
         state = run(["systemctl", "is-active", "--", self.unit]).out.strip()
         return state in ("active", "activating", "deactivating", "reloading")
 
-    def remove_unit(self) -> None:
+    def remove_units(self) -> List[str]:
+        """Whichever of them is there, the one of early boot too. -> those removed"""
+        there = [path for path in (self.early_path, self.unit_path) if os.path.lexists(path)]
         self.disable()
         unlink_durably(self.unit_path)
-        if self.place.has_systemd:
+        if there and self.place.has_systemd:
             must(["systemctl", "daemon-reload"], RELOAD_S)
+        return there
 
 
 def link(path: str, at: str) -> None:
