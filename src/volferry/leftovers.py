@@ -26,7 +26,7 @@ class Verdict(enum.StrEnum):
 
 class Leftover(Noun):
     verdict: Verdict
-    kind: Literal["volume", "snapshot", "state", "claim", "rule", "unit"]
+    kind: Literal["volume", "snapshot", "state", "claim", "rule", "unit", "trace"]
     id: str
     """Of the cloud object; the path of a file in a guest."""
     name: str = ""

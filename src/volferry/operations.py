@@ -441,7 +441,7 @@ async def _remove(cloud: Cloud, transfer: Transfer, one: Leftover) -> None:
     async with await channel(wanted, server) as way_in:
         guest = LinuxGuest(way_in, transfer.id, wanted.timeouts)
         left = (await guest.uninstall())["left"]  # all of one transfer; the next file is gone then
-    if any(one.id in text for text in left):
+    if any(text.startswith(f"{one.id}: ") for text in left):
         raise Stop(
             f"{one.id} in {server.name} stays: {'; '.join(left)}",
             data="it does no harm",

@@ -1,15 +1,17 @@
 """Installing, claiming a volume, and going without a trace."""
 
 import base64
+import contextlib
 import json
 import os
 import stat
 import subprocess
 import zlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from agent_rig import AGENT, Disks, Guest, Told, agent, shell
+from agent_rig import AGENT, Disks, Guest, Json, Told, agent, leave_out, shell
 
 from volferry.store import new_id
 
@@ -152,8 +154,13 @@ def test_a_process_whose_job_has_ended_is_waited_for_and_no_other(guest: Guest, 
         worker.wait()
 
 
+def files_left(guest: Guest) -> list[Json]:
+    """The kernel's traces are of the whole machine, on which other tests may run."""
+    return [one for one in guest.call("leftovers")["left"] if one["kind"] != "trace"]
+
+
 def test_what_transfers_left_is_listed_by_whose_it_is(guest: Guest) -> None:
-    assert guest.call("leftovers") == {"left": []}
+    assert files_left(guest) == []
     guest.install(SOURCE)
     other = Guest(guest.root, transfer="tr-other")
     other.install({**SOURCE, "volume_id": "another-volume"})
@@ -163,14 +170,14 @@ def test_what_transfers_left_is_listed_by_whose_it_is(guest: Guest) -> None:
     rule.write_text("keeps a disk out")
     (rules / "70-of-somebody-else.rules").write_text("")
     (rules / "10-volferry-tr-link.rules").symlink_to(rule)
-    left = guest.call("leftovers")["left"]
+    left = files_left(guest)
     mine = {(one["kind"], one["path"]) for one in left if one["transfer"] == guest.transfer}
     claim = guest.root / "base" / "claims" / str(SOURCE["volume_id"])
     assert mine == {("state", str(guest.state_dir)), ("claim", str(claim)), ("rule", str(rule))}
     assert {one["transfer"] for one in left} == {guest.transfer, "tr-other"}
     assert [one["text"] for one in left if one["kind"] == "rule"] == ["keeps a disk out"]
     guest.call("uninstall", files=[str(rule)])
-    assert {one["transfer"] for one in guest.call("leftovers")["left"]} == {"tr-other"}
+    assert {one["transfer"] for one in files_left(guest)} == {"tr-other"}
 
 
 def units_of(guest: Guest) -> list[Path]:
@@ -189,7 +196,7 @@ def units_of(guest: Guest) -> list[Path]:
 def test_a_unit_of_any_lane_is_listed_as_its_transfers(guest: Guest) -> None:
     guest.transfer = new_id("web-03")
     made = units_of(guest)
-    left = guest.call("leftovers")["left"]
+    left = files_left(guest)
     units = {one["path"] for one in left if one["kind"] == "unit"}
     assert units == {str(path) for path in made} and len(units) == 4
     assert {one["transfer"] for one in left} == {guest.transfer}
@@ -203,3 +210,56 @@ def test_a_unit_that_is_left_alone_is_removed(guest: Guest, kept: int) -> None:
         path.unlink()
     assert str(left) in guest.call("uninstall", files=[])["removed"]
     assert [path for path in (guest.root / "etc").rglob("*") if not path.is_dir()] == []
+
+
+@pytest.fixture
+def traces(guest: Guest) -> Iterator[list[Path]]:
+    """Instances in this kernel, as the mirrors of two transfers of which one's id begins with the
+    other's have left them: two of the guest's, one of the other's."""
+    found = agent.mounted_tracefs(agent.Place())
+    if not found:
+        leave_out("tracefs is not mounted")
+    names = [guest.transfer, f"{guest.transfer}-targets", f"{guest.transfer}-wxyz"]
+    made = [Path(found, "instances", f"volferry-{name}") for name in names]
+    for path in made:
+        path.mkdir()
+    yield made
+    for path in made:
+        with contextlib.suppress(FileNotFoundError):
+            path.rmdir()
+
+
+def traces_left(guest: Guest) -> dict[str, str]:
+    left = guest.call("leftovers")["left"]
+    ours = [one for one in left if one["transfer"].startswith(guest.transfer)]
+    return {one["path"]: one["transfer"] for one in ours if one["kind"] == "trace"}
+
+
+def test_traces_of_agents_that_died_are_listed_and_removed(
+    guest: Guest, traces: list[Path]
+) -> None:
+    ours, of_targets, others = map(str, traces)
+    of_another = {others: f"{guest.transfer}-wxyz"}
+    both = {ours: guest.transfer, of_targets: guest.transfer}
+    assert traces_left(guest) == {**both, **of_another}
+    assert guest.call("uninstall", files=[]) == {"removed": [ours, of_targets], "left": []}
+    assert traces_left(guest) == of_another
+
+
+def test_a_trace_that_somebody_reads_stays_and_is_told(guest: Guest, traces: list[Path]) -> None:
+    ours, of_targets, _ = traces
+    with (ours / "per_cpu/cpu0/trace_pipe_raw").open("rb", buffering=0):
+        told = guest.call("uninstall", files=[])
+    assert told == {"removed": [str(of_targets)], "left": [f"{ours}: Device or resource busy"]}
+    assert str(ours) in traces_left(guest)
+
+
+def test_looking_for_traces_mounts_nothing(
+    guest: Guest, tmp_path: Path, stand_in: Callable[[str, str], str]
+) -> None:
+    (tmp_path / "sys/kernel/tracing").mkdir(parents=True)
+    guest.path = stand_in("mount", f"#!/bin/sh\ntouch {tmp_path}/mounted\n")
+    settings = {**guest.settings, "sys": str(tmp_path / "sys")}
+    assert guest.call("leftovers", settings=settings) == {"left": []}
+    assert guest.call("uninstall", files=[], settings=settings) == {"removed": [], "left": []}
+    assert not (tmp_path / "mounted").exists()

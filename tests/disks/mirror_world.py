@@ -14,7 +14,7 @@ from typing import Any
 from agent_rig import Guest, Json, shell
 from disks_world import World
 
-from volferry.agent.tracker import TRACKER_PREFIX, Tracker
+from volferry.agent.tracker import Tracker
 
 TRACING = Path("/sys/kernel/tracing")
 APART = 16 * 1024
@@ -34,7 +34,7 @@ def end_mirror(guest: Guest) -> None:
     """The one of that guest, if it has one, and what one that was killed left in the kernel."""
     if (guest.state_dir / "mirror").exists():
         guest.call("stop", lane="mirror")
-        Tracker.remove_stale(str(TRACING), TRACKER_PREFIX + guest.transfer)
+        Tracker.remove_stale(str(TRACING), guest.transfer)
 
 
 class Mirrored:

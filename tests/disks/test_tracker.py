@@ -19,6 +19,7 @@ from load import Load
 from volferry.agent.basics import AgentError, Place
 from volferry.agent.chunks import ChunkSet
 from volferry.agent.tracker import (
+    OF_TARGETS,
     TRACKER_PREFIX,
     Tracked,
     Tracker,
@@ -28,7 +29,8 @@ from volferry.agent.tracker import (
 
 KIB, MIB = 1 << 10, 1 << 20
 CHUNK = 16 * KIB
-NAME = f"{TRACKER_PREFIX}test-{os.getpid()}"
+OURS = f"test-{os.getpid()}"
+NAME = TRACKER_PREFIX + OURS
 
 
 @pytest.fixture
@@ -43,11 +45,15 @@ def tracefs(tmp_path: Path) -> Iterator[str]:
         leave_out(f"this kernel traces no block events: {made.stderr.strip()}")
     try:
         yield str(path)
-        ours = Tracker.leftovers(str(path), NAME)
+        ours = left(str(path))
     finally:
-        Tracker.remove_stale(str(path), NAME)
+        Tracker.remove_stale(str(path), OURS)
         shell("umount", path)
     assert ours == [], "a test left its instance"
+
+
+def left(tracefs: str) -> list[str]:
+    return [Path(path).name for whose, path in Tracker.leftovers(tracefs) if whose == OURS]
 
 
 def number(volume: Volume) -> str:
@@ -276,12 +282,13 @@ def test_the_instance_of_a_dead_agent_is_removed_and_that_of_a_living_one_is_not
     disks: Disks, track: Callable[..., Tracker], tracefs: str
 ) -> None:
     volume = disks.blank("data", 8)
-    dead = Path(tracefs, "instances", NAME + "-dead")
+    dead = Path(tracefs, "instances", NAME + OF_TARGETS)
     dead.mkdir()
     with closing(track(volume)) as tracker:
-        assert Tracker.leftovers(tracefs, NAME) == [NAME, dead.name]
-        assert Tracker.remove_stale(tracefs, NAME) == [dead.name]
-        assert Tracker.leftovers(tracefs, NAME) == [NAME]
+        assert left(tracefs) == [NAME, dead.name]
+        living = f"{dead.parent}/{NAME}: Device or resource busy"
+        assert Tracker.remove_stale(tracefs, OURS) == ([str(dead)], [living])
+        assert left(tracefs) == [NAME]
         with pytest.raises(AgentError) as raised:
             track(volume)
         assert raised.value.kind == "busy"
@@ -291,7 +298,7 @@ def test_the_instance_of_a_dead_agent_is_removed_and_that_of_a_living_one_is_not
     Path(tracefs, "instances", NAME).mkdir()
     with closing(track(volume)):
         pass
-    assert Tracker.leftovers(tracefs, NAME) == []
+    assert left(tracefs) == []
 
 
 def test_a_filter_that_the_kernel_refuses_is_told_and_leaves_nothing(
@@ -301,7 +308,7 @@ def test_a_filter_that_the_kernel_refuses_is_told_and_leaves_nothing(
     with pytest.raises(AgentError, match="refuses the filter") as raised:
         track(disks.blank("data", 8))
     assert "Invalid" in raised.value.data
-    assert Tracker.leftovers(tracefs, NAME) == []
+    assert left(tracefs) == []
 
 
 # ---- declining -----------------------------------------------------------------------------------

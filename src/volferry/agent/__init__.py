@@ -60,8 +60,8 @@ Verbs
                                        result: {…}|null, error: ERROR|null, log_tail: [str]}
 ``stop``       {transfer, grace_s?}                                    -> {stopped: bool, state}
 ``uninstall``  {transfer, files: [path], sources: [REF]?}              -> {removed: [], left: []}
-``leftovers``  {}                  -> {left: [{transfer, kind: "state|claim|rule|unit", path: str,
-                                       alive: bool?, text: str?}]}
+``leftovers``  {}                  -> {left: [{transfer, kind: "state|claim|rule|unit|trace",
+                                       path: str, alive: bool?, text: str?}]}
 ``work``       STATE_DIR, not for the controller: what the supervisor runs
 ``inside``     not for the controller: the final pass' process in its private mount namespace
 

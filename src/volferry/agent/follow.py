@@ -21,7 +21,7 @@ from volferry.agent.blocks import Pair, Throttle, chunk_bytes_for
 from volferry.agent.chunks import ChunkSet
 from volferry.agent.disks import Disk, resolve
 from volferry.agent.jobs import Job
-from volferry.agent.tracker import TRACKER_PREFIX, Tracked, Tracker, tracefs_path
+from volferry.agent.tracker import OF_TARGETS, TRACKER_PREFIX, Tracked, Tracker, tracefs_path
 
 DRAIN_S = 0.1
 """A drain costs as much as noting some hundred writes. Who cannot wait for one drains himself."""
@@ -155,7 +155,7 @@ class Follower:
         watch = Tracker(
             self.place,
             tracefs_path(self.place),
-            tracker_name(self.request["transfer"]) + "-targets",
+            tracker_name(self.request["transfer"]) + OF_TARGETS,
             {disk.dev: Tracked(disk.size_bytes, side.chunk_bytes) for side, disk in targets},
             WATCH_KIB,
         )

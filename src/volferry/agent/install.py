@@ -31,7 +31,7 @@ from volferry.agent.basics import (
 from volferry.agent.disks import Disk, look_for
 from volferry.agent.jobs import LANES, UNIT_NAME, Job, Supervisor, lane_dir, unlink_durably
 from volferry.agent.mounts import make_directory, mount_table
-from volferry.agent.tracker import TRACKER_PREFIX, Tracker, tracefs_path
+from volferry.agent.tracker import Tracker, mounted_tracefs
 
 UNTOUCHED = "nothing was installed; the source is untouched and in use"
 LOOK_AT_IT = "remove it if it is nobody's: somebody else could have prepared it"
@@ -285,6 +285,8 @@ def verb_leftovers(place: Place, request: Json) -> Json:
             if match and os.path.isfile(path) and not os.path.islink(path):
                 text = to_text(read_bytes(path) or b"") if kind == "rule" else ""
                 left.append({"transfer": match.group(1), "kind": kind, "path": path, "text": text})
+    for transfer, path in Tracker.leftovers(mounted_tracefs(place)):
+        left.append({"transfer": transfer, "kind": "trace", "path": path})
     return {"left": left}
 
 
@@ -315,8 +317,9 @@ def verb_uninstall(place: Place, request: Json) -> Json:
                 "wait for its end, or end the transfer",
             )
         removed += Supervisor(place, transfer, lane).remove_units()
-    with contextlib.suppress(AgentError):  # no tracefs: then there is nothing of ours in it
-        removed += Tracker.remove_stale(tracefs_path(place), TRACKER_PREFIX + transfer)
+    traces, kept = Tracker.remove_stale(mounted_tracefs(place), transfer)
+    removed += traces
+    left += kept
     for path in request.get("files", []):
         try:
             if current_content(path) is not None:

@@ -18,12 +18,13 @@ import errno
 import os
 import re
 import time
-from typing import Dict, Iterable, Iterator, List, NamedTuple, Optional
+from typing import Dict, Iterable, Iterator, List, NamedTuple, Optional, Tuple
 
 from volferry.agent.basics import (
     AgentError,
     Place,
     must,
+    names_in,
     one_line,
     read_line,
     read_text,
@@ -45,6 +46,8 @@ SECTOR = 512
 READ = ord("R")
 BLOCK_EVENT = "events/block/block_rq_complete"
 TRACKER_PREFIX = "volferry-"
+OF_TARGETS = "-targets"
+TRACKER_NAME = re.compile(r"^{}(.+?)(?:{})?\Z".format(TRACKER_PREFIX, OF_TARGETS))
 LOSSES = ("overrun", "commit overrun", "dropped events")
 REMOVE_S = 2.0
 """Somebody who only looks into an instance keeps it from being removed as long as he looks."""
@@ -278,25 +281,31 @@ class Tracker:
                 return
 
     @staticmethod
-    def leftovers(tracefs: str, prefix: str = TRACKER_PREFIX) -> List[str]:
-        """The names of the instances that are ours, of living and of dead agents."""
-        return sorted(n for n in os.listdir(tracefs + "/instances") if n.startswith(prefix))
+    def leftovers(tracefs: str) -> List[Tuple[str, str]]:
+        """The instances that are ours, of living and of dead agents. -> whose, and the path
+
+        ``tracefs`` is empty where none is mounted.
+        """
+        names = names_in(tracefs + "/instances") if tracefs else []
+        found = [match for match in map(TRACKER_NAME.match, names) if match]
+        return [(one.group(1), "{}/instances/{}".format(tracefs, one.group())) for one in found]
 
     @staticmethod
-    def remove_stale(tracefs: str, prefix: str = TRACKER_PREFIX) -> List[str]:
-        """Remove the instances of dead agents. -> those removed.
+    def remove_stale(tracefs: str, transfer: str) -> Tuple[List[str], List[str]]:
+        """Remove the instances of a transfer's dead agents. -> those removed, why others stay
 
         The kernel keeps an instance as long as one of its pipes is open, so that of a living agent
         is not removed by this.
         """
-        removed = []
-        for name in Tracker.leftovers(tracefs, prefix):
+        removed: List[str] = []
+        left: List[str] = []
+        for path in [path for whose, path in Tracker.leftovers(tracefs) if whose == transfer]:
             try:
-                os.rmdir("{}/instances/{}".format(tracefs, name))
-            except OSError:  # in use
-                continue
-            removed.append(name)
-        return removed
+                os.rmdir(path)
+                removed.append(path)
+            except OSError as error:
+                left.append("{}: {}".format(path, error.strerror))
+        return removed, left
 
     # ---- making it -------------------------------------------------------------------------------
 
@@ -448,12 +457,20 @@ class Tracker:
             opened.write(value)
 
 
-def tracefs_path(place: Place) -> str:
-    """Where tracefs is mounted; mounted where it belongs if it is not. Raises AgentError."""
+def mounted_tracefs(place: Place) -> str:
+    """Where tracefs is mounted; empty where it is not."""
     for folder in ("kernel/tracing", "kernel/debug/tracing"):
         path = "{}/{}".format(place.sys, folder)
         if os.path.isdir(path + "/instances"):
             return path
+    return ""
+
+
+def tracefs_path(place: Place) -> str:
+    """Where tracefs is mounted; mounted where it belongs if it is not. Raises AgentError."""
+    found = mounted_tracefs(place)
+    if found:
+        return found
     where_it_belongs = place.sys + "/kernel/tracing"
     must(["mount", "-t", "tracefs", "-o", "nosuid,nodev,noexec", "tracefs", where_it_belongs])
     return where_it_belongs
