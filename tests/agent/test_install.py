@@ -159,6 +159,17 @@ def files_left(guest: Guest) -> list[Json]:
     return [one for one in guest.call("leftovers")["left"] if one["kind"] != "trace"]
 
 
+@pytest.mark.parametrize("lane", agent.LANES)
+def test_a_job_that_runs_is_seen_in_whichever_lane(guest: Guest, lane: str) -> None:
+    guest.install(SOURCE)
+    [state] = [one for one in files_left(guest) if one["kind"] == "state"]
+    assert state["alive"] is False
+    (guest.state_dir / lane).mkdir(exist_ok=True)
+    agent.Job(agent.Place(guest.settings), str(guest.state_dir / lane)).enter()
+    [state] = [one for one in files_left(guest) if one["kind"] == "state"]
+    assert state["alive"] is True
+
+
 def test_what_transfers_left_is_listed_by_whose_it_is(guest: Guest) -> None:
     assert files_left(guest) == []
     guest.install(SOURCE)

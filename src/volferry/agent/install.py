@@ -270,7 +270,7 @@ def verb_leftovers(place: Place, request: Json) -> Json:
     for name in names_in(place.base):
         path = os.path.join(place.base, name)
         if name != "claims" and os.path.isdir(path) and not os.path.islink(path):
-            alive = Job(place, path).is_alive()
+            alive = any(Job(place, os.path.join(path, lane)).is_alive() for lane in LANES)
             left.append({"transfer": name, "kind": "state", "path": path, "alive": alive})
     for name in names_in(place.base + "/claims"):
         path = "{}/claims/{}".format(place.base, name)
