@@ -4,11 +4,13 @@ import base64
 import contextlib
 import json
 import os
+import signal
 import stat
 import subprocess
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from agent_rig import AGENT, Disks, Guest, Json, Told, agent, leave_out, shell
@@ -274,3 +276,76 @@ def test_looking_for_traces_mounts_nothing(
     assert guest.call("leftovers", settings=settings) == {"left": []}
     assert guest.call("uninstall", files=[], settings=settings) == {"removed": [], "left": []}
     assert not (tmp_path / "mounted").exists()
+
+
+# ---- killed inside -------------------------------------------------------------------------------
+
+CALLS = ("mkdir", "open", "write", "fsync", "close", "rename", "link", "unlink", "rmdir")
+
+
+def killed_before_call(number: int, work: Callable[[], object]) -> bool:
+    """Do it in a process that is killed before its ``number``-th call of os. False: it ended."""
+    pid = os.fork()
+    if pid == 0:  # the child: never returns into the test's code
+        code = 1
+        try:
+            left = [number]
+
+            def counted(call: Callable[..., Any]) -> Callable[..., Any]:
+                def counting(*args: Any, **more: Any) -> Any:
+                    left[0] -= 1
+                    if left[0] == 0:
+                        os.kill(os.getpid(), signal.SIGKILL)
+                    return call(*args, **more)
+
+                return counting
+
+            for name in CALLS:
+                setattr(os, name, counted(getattr(os, name)))
+            work()
+            code = 0
+        finally:
+            os._exit(code)
+    status = os.waitpid(pid, 0)[1]
+    assert status in (0, signal.SIGKILL)
+    return status != 0
+
+
+@pytest.mark.parametrize("then", ["resume", "rollback"])
+def test_an_install_that_is_killed_at_any_moment(guest: Guest, then: str) -> None:
+    sources = [SOURCE, {**SOURCE, "volume_id": "log-volume"}]
+    whole = {str(source["volume_id"]): guest.transfer for source in sources}
+    claims = guest.root / "base" / "claims"
+    for number in range(1, 200):
+        killed = killed_before_call(number, lambda: guest.install(*sources))
+        made = {path.name: path.read_text() for path in claims.glob("*")}
+        assert made.items() <= whole.items(), number
+        assert {one["transfer"] for one in guest.call("leftovers")["left"]} <= {guest.transfer}
+        if then == "resume":
+            guest.install(*sources)
+            assert {path.name: path.read_text() for path in claims.iterdir()} == whole
+        assert guest.call("uninstall", files=[])["left"] == []
+        assert not (guest.root / "base").exists(), number
+        if not killed:
+            break
+    assert 30 < number < 199
+
+
+def test_an_uninstall_that_is_killed_at_any_moment_is_said_again(guest: Guest) -> None:
+    for number in range(1, 200):
+        guest.install(SOURCE)
+        killed = killed_before_call(number, lambda: guest.call("uninstall", files=[]))
+        assert guest.call("uninstall", files=[])["left"] == []
+        assert not (guest.root / "base").exists(), number
+        if not killed:
+            break
+    assert 10 < number < 199
+
+
+def test_a_claim_that_names_nobody_is_left_to_a_person(guest: Guest) -> None:
+    """What an older agent left that died between making and writing it."""
+    guest.install({**SOURCE, "volume_id": "another-volume"})
+    (guest.root / "base" / "claims" / str(SOURCE["volume_id"])).touch()
+    with pytest.raises(Told, match=r"claimed by transfer '\(unknown\)'"):
+        guest.install(SOURCE)
+    assert "(unknown)" in {one["transfer"] for one in guest.call("leftovers")["left"]}

@@ -81,11 +81,14 @@ def verb_install(place: Place, request: Json) -> Json:
 def claim_volumes(place: Place, sources: List[Json], transfer: str) -> List[str]:
     """All of them or none: a transfer that is refused one must not hold the others."""
     volumes = [safe_name(source.get("volume_id"), "volume id") for source in sources]
+    mine = os.path.join(place.state_dir(transfer), "claim")
+    if read_bytes(mine) != to_bytes(transfer):
+        write_atomically(mine, to_bytes(transfer), 0o600)
     folder = os.path.join(place.base, "claims")
     made = []
     try:
         for volume in volumes:
-            if claim(folder, volume, transfer):
+            if claim(folder, volume, mine):
                 made.append(volume)
     except AgentError:
         for volume in made:
@@ -94,35 +97,30 @@ def claim_volumes(place: Place, sources: List[Json], transfer: str) -> List[str]
     return [os.path.join(folder, volume) for volume in volumes]
 
 
-def claim(folder: str, volume: str, transfer: str) -> bool:
-    """O_EXCL decides between two transfers of one volume, whoever controls them. -> False when it
-    was ours already"""
+def claim(folder: str, volume: str, mine: str) -> bool:
+    """link(2) decides between two transfers of one volume, whoever controls them, and what it makes
+    says at once whose it is. -> False when it was ours already"""
     path = os.path.join(folder, volume)
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    made = True
     try:
-        fd = os.open(path, flags, 0o600)
+        os.link(mine, path)
     except FileExistsError:
+        made = False
         holder_of_it = claimed_by(path)
-        if holder_of_it != transfer:
+        if holder_of_it != claimed_by(mine):
             raise AgentError(
                 "refused",
                 "volume '{}' is claimed by transfer '{}'".format(volume, holder_of_it),
                 "nothing was changed",
                 "end that transfer first, or remove {} when it is gone for good".format(path),
             )
-        return False
-    try:
-        os.write(fd, transfer.encode("ascii"))
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-    fsync_directory(to_bytes(os.path.dirname(path)))
-    return True
+    fsync_directory(to_bytes(folder))
+    return made
 
 
 def claimed_by(path: str) -> str:
-    """Who holds a claim; read without following a link. An empty one (a crash between making and
-    writing it) cannot be told apart from another's, so a person decides."""
+    """Who holds a claim; read without following a link. An empty one, as agents left behind that
+    made it first and wrote it then, cannot be told apart from another's, so a person decides."""
     fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         return to_text(os.read(fd, 256)) or "(unknown)"
