@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Callable
 
 import pytest
 from agent_rig import MIB, Told, shell
@@ -80,6 +81,48 @@ def test_making_it_twice_is_making_it_once(world: World, table: str) -> None:
     world.pass_()
     assert world.prepare()["filesystems"] == first["filesystems"]
     assert world.pass_()["files_copied"] == 0, "the second prepare has emptied the target"
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+@pytest.mark.parametrize(
+    ("fstype", "table", "keep_uuid", "program"),
+    [
+        ("ext4", "", True, "mount"),
+        ("ext4", "", False, "tune2fs"),
+        ("xfs", "", False, "xfs_admin"),
+        ("btrfs", "gpt", False, "sfdisk"),
+        ("btrfs", "gpt", False, "mkfs.btrfs"),
+    ],
+)
+def test_killed_inside_it_is_said_again(
+    world: World,
+    stand_in: Callable[[str, str], None],
+    fstype: str,
+    table: str,
+    keep_uuid: bool,
+    program: str,
+    moment: str,
+) -> None:
+    """Around each program that changes the target."""
+    world.make(fstype, table)
+    world.blank() if fstype == "btrfs" else world.clone()
+    world.keep_uuid = keep_uuid
+    before = world.mounts()
+    once = world.guest.root / "killed"
+    real = "{real}" + ' "$@"'
+    stand_in(
+        program,
+        f"[ -e {once} ] && exec {real}\ntouch {once}\n"
+        + (f"{real}\n" if moment == "after" else "")
+        + "kill -9 $PPID\nsleep 1\n",
+    )
+    with pytest.raises(Told, match="process died"):
+        world.prepare()
+    assert once.exists()
+    assert world.mounts() == before
+    result = world.prepare()
+    assert world.prepare()["filesystems"] == result["filesystems"]
+    assert world.pass_()["full"] is True
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from volferry.agent.basics import (
     Place,
     must,
     read_json,
+    read_line,
     run,
     to_bytes,
     told_limit,
@@ -115,13 +116,13 @@ class Preparation:
         results = []
         for filesystem in self.filesystems:
             device = resolve_device(self.place, filesystem["target"])
-            ours = self.record.get(self.key(filesystem), {}).get("uuid")
-            self.expect_identity(device, filesystem, {filesystem["uuid"], ours} - {None})
+            ours = self.identity(filesystem)
+            found = self.expect_identity(device, filesystem, {filesystem["uuid"], ours})
             number = filesystem["target"].get("partition")
             grow = bool(self.request.get("grow")) and number in (None, last)
             grown = self.replay(filesystem, grow)
-            if not filesystem["keep_uuid"] and not ours:
-                self.renew_identity(device, filesystem)
+            if found["UUID"] != ours:
+                self.renew_identity(device, filesystem["fstype"], ours)
             results.append(self.read_back(filesystem, grown))
         return results
 
@@ -165,23 +166,32 @@ class Preparation:
             "look at 'blkid -p {}' in the guest".format(device.path),
         )
 
-    def renew_identity(self, device: Device, filesystem: Json) -> None:
+    def identity(self, filesystem: Json) -> str:
+        """The UUID that the clone is to have. A new one is chosen here and not by the tool that
+        sets it: after a death in between nobody could tell it from a stranger's."""
+        if filesystem["keep_uuid"]:
+            return str(filesystem["uuid"])
+        key = self.key(filesystem)
+        if "uuid" not in self.record.get(key, {}):
+            self.remember(key, uuid=read_line(self.place.proc + "/sys/kernel/random/uuid"))
+        return str(self.record[key]["uuid"])
+
+    def renew_identity(self, device: Device, fstype: str, wanted: str) -> None:
         """xfs_admin exits 0 without doing anything while the log is dirty, so the exit code proves
         nothing; tune2fs wants a filesystem that was checked when its checksums carry the UUID."""
-        if filesystem["fstype"] == "xfs":
-            must(["xfs_admin", "-U", "generate", device.path], 600)
+        if fstype == "xfs":
+            must(["xfs_admin", "-U", wanted, device.path], 600)
         else:
             check_ext(device.path)
-            must(["tune2fs", "-U", "random", device.path], 3600, b"y\n")
+            must(["tune2fs", "-U", wanted, device.path], 3600, b"y\n")
         found = blkid(device.path)
-        if not found.get("UUID") or found["UUID"] == filesystem["uuid"]:
+        if found.get("UUID") != wanted:
             raise AgentError(
                 "failed",
-                "{} still has UUID {} after it was told to take a new one".format(
-                    device.path, found.get("UUID")
+                "{} still has UUID {} after it was told to take {}".format(
+                    device.path, found.get("UUID"), wanted
                 ),
             )
-        self.remember(self.key(filesystem), uuid=found["UUID"])
 
     def grow_last_partition(self, target: Disk) -> Optional[int]:
         """Give the space behind the last partition to it. -> its number, None when nothing
