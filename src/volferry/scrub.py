@@ -64,8 +64,7 @@ def is_secret(name: str) -> bool:
 
 def known(environment: Mapping[str, str], clouds: Any = None) -> frozenset[str]:
     """The secrets of an environment and of a parsed clouds.yaml."""
-    # PWD is no password, and a file that holds a secret is none either.
-    found = {v for n, v in environment.items() if is_secret(n) and not v.startswith("/")}
+    found = {v for n, v in environment.items() if _is_secret_variable(n, v)}
     found |= {word for v in environment.values() for word in _IN_URL.findall(v)}
     todo = [clouds]
     while todo:
@@ -76,6 +75,22 @@ def known(environment: Mapping[str, str], clouds: Any = None) -> frozenset[str]:
         elif isinstance(one, list | tuple):
             todo += one
     return frozenset(value for value in found if len(value) >= _SHORTEST)
+
+
+def without_secrets(environment: Mapping[str, str]) -> dict[str, str]:
+    """The variables that authenticate nobody, as far as name and value tell."""
+    return {
+        name: value
+        for name, value in environment.items()
+        if not _is_secret_variable(name, value)
+        and not any(shape.search(value) for shape, _ in _SHAPES)
+    }
+
+
+def _is_secret_variable(name: str, value: str) -> bool:
+    # PWD is no password, and the name of a file that holds a secret is none either; but one key of
+    # AWS in 64 begins with a slash.
+    return is_secret(name) and not (value.startswith("/") and os.access(value, os.F_OK))
 
 
 def text(said: str, secrets: Collection[str] = ()) -> str:

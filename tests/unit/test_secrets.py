@@ -28,6 +28,17 @@ WAYS = {
     ),
     "token": ({"OS_AUTH_TYPE": "v3token", "OS_TOKEN": EARLIER}, (EARLIER,)),
 }
+OTHERS = {
+    "VOLFERRY_UNUSED_TOKEN": "another-planted-value",
+    "PGPASSWORD": "planted-for-postgres",
+    "MYSQL_PWD": "planted-for-mysql",
+    "AWS_SECRET_ACCESS_KEY": "/planted/key+that-looks-like-a-path",
+    "HTTPS_PROXY": "http://someone:planted-for-a-proxy@127.0.0.1:9",
+    "DATABASE_URL": "postgresql://someone:planted-in-a-url@db.example/volferry",
+    "DSN": "host=db.example user=someone password=planted-in-words",
+    "CI_JOB": "eyJhbGciOiJIUzI1NiJ9.planted.signature",
+}
+"""In the environment of whoever calls volferry. Each says that it is planted, as ``TOKEN`` does."""
 _OF_PASSWORD = ("OS_USERNAME", "OS_PASSWORD", "OS_USER_DOMAIN_ID")
 _SCOPE = ("OS_PROJECT_NAME", "OS_PROJECT_DOMAIN_ID")
 
@@ -43,7 +54,7 @@ def command_with(tmp_path: Path) -> Iterator[Callable[[str], Command]]:
         if more:
             drop = (*_OF_PASSWORD, *(_SCOPE if way.startswith("app") else ()))
             command.variables = {k: v for k, v in command.variables.items() if k not in drop}
-        command.variables["VOLFERRY_UNUSED_TOKEN"] = "another-planted-value"
+        command.variables.update(OTHERS)
         command.cloud.secrets, command.cloud.token_prefix = secrets, TOKEN
         made.append(command)
         return command
@@ -67,7 +78,7 @@ def leaks(command: Command, *secrets: str) -> list[str]:
     return [
         f"{name}: {secret}"
         for name, content in everything(command)
-        for secret in (*secrets, TOKEN, "another-planted-value")
+        for secret in (*secrets, "planted")
         if secret.encode() in content or secret.encode("utf-16-le") in content
     ]
 
@@ -121,6 +132,26 @@ def test_no_secret_is_in_what_failures_say(command_with: Callable[[str], Command
     refused = command("plan", SERVER, SOURCE, "--debug", code=2)
     assert "refused the credentials" in refused.stderr and "Unauthorized" in refused.stderr
     assert leaks(command, SECRET) == []
+
+
+def test_what_ssh_and_a_proxy_command_need_reaches_them(
+    command_with: Callable[[str], Command], tmp_path: Path
+) -> None:
+    (tmp_path / "key.json").touch()
+    needed = {
+        "SSH_AUTH_SOCK": "/tmp/ssh-x/agent.1",
+        "SSH_ASKPASS": "/usr/bin/ssh-askpass",
+        "KRB5CCNAME": "FILE:/tmp/krb5cc_0",
+        "LC_TIME": "C",
+        "HOST_OF_THE_PROXY_COMMAND": "bastion",
+        "GOOGLE_APPLICATION_CREDENTIALS": str(tmp_path / "key.json"),
+    }
+    command = command_with("password")
+    command.variables.update(needed)
+    command("plan", SERVER, SOURCE, "--ssh", "root@web-03", "--units", "auto")
+    for child in command.children():
+        assert needed.items() <= child["environ"].items()
+        assert {"PATH", "HOME"} <= child["environ"].keys()
 
 
 def test_the_look_would_find_a_leak(command_with: Callable[[str], Command]) -> None:

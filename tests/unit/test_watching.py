@@ -273,7 +273,7 @@ def test_what_is_no_secret_stays() -> None:
         "author": "me",
         "auth_url": "http://x",
     }
-    assert scrub.known({"PWD": "/home/me", "OS_PASSWORD": "x-y-z-z"}) == {"x-y-z-z"}
+    assert scrub.known({"PWD": str(Path.cwd()), "OS_PASSWORD": "/y-z"}) == {"/y-z"}
     assert scrub.known({"VOLFERRY_STATE": "postgresql://me:in-a-url@db/x"}) == {"in-a-url"}
 
 

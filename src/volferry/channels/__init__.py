@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
+from volferry import scrub
 from volferry.errors import Retry
 
 
@@ -93,12 +94,15 @@ class Channel(abc.ABC):
 
 
 def environment() -> dict[str, str]:
-    """What programs that we start may know: nothing that authenticates at a cloud or a database.
+    """What programs that we start may know: nothing that is known to authenticate at a cloud or a
+    database.
 
     ssh hands variables on where a configuration says so (``SendEnv *``), and everybody who may
-    look into ``/proc`` as this user reads those of every child.
+    look into ``/proc`` as this user reads those of every child. All others are handed on: a
+    ``ProxyCommand`` or a ``Match exec`` of the user's may need any of them.
     """
-    return {k: v for k, v in os.environ.items() if not k.startswith(("OS_", "VOLFERRY_"))}
+    kept = scrub.without_secrets(os.environ)
+    return {k: v for k, v in kept.items() if not k.startswith(("OS_", "VOLFERRY_"))}
 
 
 async def run_here(
