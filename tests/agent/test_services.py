@@ -9,7 +9,7 @@ import pytest
 from agent_rig import AGENT
 
 from volferry.agent.basics import AgentError
-from volferry.agent.services import start_unit, stop_unit, systemctl_start
+from volferry.agent.services import ending_s, start_unit, stop_unit, systemctl_start
 
 SYSTEMCTL = """#!/bin/sh
 # A unit that systemd refuses to start until its count of starts is taken back.
@@ -23,6 +23,7 @@ stop) touch {here}/stopped ;;
 start) [ ! -e {here}/limited ] && [ ! -e {here}/broken ] || exit 1; touch {here}/up ;;
 show)
     echo Type=simple
+    [ -e {here}/span ] && cat {here}/span && exit
     if [ -e {here}/stopped ]; then echo ActiveState=inactive; echo Result=success
     elif [ -e {here}/limited ]; then echo ActiveState=failed; echo Result=start-limit-hit
     elif [ -e {here}/up ]; then echo ActiveState=active; echo Result=success
@@ -42,6 +43,23 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def calls(here: Path) -> list[str]:
     return (here / "calls").read_text().split()
+
+
+@pytest.mark.parametrize(
+    ("state", "span", "seconds"),
+    [
+        ("deactivating", "1min 30s", 90.0),
+        ("deactivating", "1h 2min 3.5s", 3600.0),
+        ("deactivating", "500ms", 0.5),
+        ("deactivating", "infinity", 0.0),
+        ("active", "1min 30s", 0.0),
+    ],
+)
+def test_a_unit_that_is_stopping_has_its_own_time_for_it(
+    here: Path, state: str, span: str, seconds: float
+) -> None:
+    (here / "span").write_text(f"ActiveState={state}\nTimeoutStopUSec={span}\n")
+    assert ending_s("db.service") == seconds
 
 
 def test_a_unit_is_started_and_looked_at_and_nothing_more(here: Path) -> None:

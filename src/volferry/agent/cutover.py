@@ -29,6 +29,7 @@ from volferry.agent.mounts import device_number, mount_table, mounts_of
 from volferry.agent.movers import MOVER_OF
 from volferry.agent.record import Recorded
 from volferry.agent.services import (
+    ending_s,
     is_up,
     show,
     start_unit,
@@ -627,10 +628,14 @@ class Cutover(Recorded):
 
     def start_what_was_up(self, problems: List[str]) -> None:
         for name in self.record["triggers"] + self.record["units"][::-1]:
-            self.tried(problems, functools.partial(start_unit, name, GO_BACK_S))
+            self.tried(problems, functools.partial(self.start_again, name))
         if self.record["stop_commands"]:
             for command in self.request.get("start", []):
                 self.tried(problems, functools.partial(self.command, command, GO_BACK_S))
+
+    def start_again(self, name: str) -> None:
+        """One that would not stop starts once systemd has ended it."""
+        start_unit(name, GO_BACK_S + ending_s(name))
 
     def go_on(self, reason: str) -> int:
         self.notes.append(reason)

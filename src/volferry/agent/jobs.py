@@ -99,7 +99,7 @@ class Job:
             return
         self.last_report = now
         progress["elapsed_s"] = round(now - self.began, 3)
-        self.status = {"state": "running", "phase": phase, "progress": progress}
+        self.status = {"state": "running", "phase": phase, "at": now, "progress": progress}
         write_json(self.path("status.json"), self.status, durable=False)
 
     def end(self, result: Optional[Json], error: Optional[Json]) -> None:
@@ -455,12 +455,15 @@ def verb_status(place: Place, request: Json) -> Json:
     asked_for, state, status = job.read() or {}, job.state(), job.read_status()
     if job.read_status().get("state") == "ended":  # it may have ended between the two looks
         state, status = "ended", job.read_status()
+    progress = status.get("progress", {})
+    if state == "running" and "at" in status:  # it may be waiting for a service since it told it
+        progress["elapsed_s"] = round(progress["elapsed_s"] + time.monotonic() - status["at"], 3)
     return {
         "job": asked_for.get("job", ""),
         "job_id": asked_for.get("job_id", ""),
         "state": state,
         "phase": status.get("phase", ""),
-        "progress": status.get("progress", {}),
+        "progress": progress,
         "result": status.get("result"),
         "error": status.get("error"),
         "log_tail": Log.tail(os.path.join(state_dir, "log")),

@@ -1,6 +1,7 @@
 """Services: systemd units and the user's own commands."""
 
 import os
+import re
 import subprocess
 import time
 from typing import Dict, List
@@ -61,6 +62,19 @@ def stop_unit(name: str, timeout_s: float) -> None:
                 name, facts.get("ActiveState"), ran.complaint
             )
         )  # fmt: skip
+
+
+SPAN_S = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+def ending_s(name: str) -> float:
+    """How long systemd may take yet to end a unit that is stopping: its TimeoutStopSec, an hour at
+    most. 0 for any other one, and for one that may take for ever."""
+    facts = show([name])[name]
+    if facts.get("ActiveState") != "deactivating":
+        return 0.0
+    parts = re.findall(r"([0-9.]+)([a-z]+)", facts.get("TimeoutStopUSec", ""))
+    return min(sum(float(count) * SPAN_S.get(unit, 0.0) for count, unit in parts), 3600.0)
 
 
 START_LIMIT = "start-limit-hit"  # Result=, systemd.service(5)
