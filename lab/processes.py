@@ -20,9 +20,6 @@ from pathlib import Path
 from lab.errors import LabError
 from lab.layout import REPOSITORY, Layout, write_atomically
 
-# Kept because Python warns of a Popen that is dropped while its process runs; these shall run on.
-_started: list[subprocess.Popen[bytes]] = []
-
 
 @dataclass(frozen=True)
 class Process:
@@ -106,7 +103,7 @@ def start(
             stderr=output,
             start_new_session=True,
         )
-    _started.append(child)
+    child.returncode = 0  # Python warns of a Popen that is dropped while its process runs: it shall
     write_atomically(_record(layout, name), json.dumps({"pid": child.pid}) + "\n")
 
 
