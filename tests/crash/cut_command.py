@@ -2,6 +2,7 @@
 
 A moment is ``before`` or ``after``, and an effect: a verb of the cloud (``create_volume``), one of
 the agent (``start cutover``), or a line of the journal (``intent attach``); the first of its name.
+$VOLFERRY_MOMENTS names a file that all moments are written to as they come.
 """
 
 import functools
@@ -25,6 +26,9 @@ MOMENT = sys.argv[1] if len(sys.argv) > 1 else ""
 
 
 def tick(moment: str) -> None:
+    if "VOLFERRY_MOMENTS" in os.environ:
+        with open(os.environ["VOLFERRY_MOMENTS"], "a") as said:
+            said.write(moment + "\n")
     if moment == MOMENT:
         os.kill(os.getpid(), signal.SIGKILL)
         time.sleep(60)

@@ -13,36 +13,10 @@ from typing import Any
 import pytest
 
 from lab.api import Lab
-from tests.lab.naming import named
-from tests.lab.volferry_command import UNIT, Command, Guest, marked, snapshots, words
+from tests.lab.kept import Kept
+from tests.lab.volferry_command import UNIT, Command, Guest, marked, words
 
 pytestmark = pytest.mark.lab
-
-
-class Kept:
-    """The volume in use, made when it is asked for, and anew once a test has spoiled it."""
-
-    def __init__(self, lab: Lab, servers: Any) -> None:
-        self.lab, self.servers = lab, servers
-        self.guest: Guest | None = None
-        self.name = ""
-
-    def get(self) -> Guest:
-        if self.guest is None:
-            self.name = named("kept")
-            server = self.servers.get("debian-12")
-            volume = self.lab.ensure_volume(self.name, 1, "cbs-standard")
-            self.guest = Guest(self.lab, server, volume, "/srv/data")
-            self.lab.attach(server, volume)
-            self.guest.put_in_use("xfs")
-        return self.guest
-
-    def drop(self) -> None:
-        guest, self.guest = self.guest, None
-        if guest is None:
-            return
-        self.servers.give_back(guest)
-        self.lab.sweep(self.name)
 
 
 @pytest.fixture(scope="module")
@@ -53,20 +27,9 @@ def kept(lab: Lab, servers: Any) -> Iterator[Kept]:
 
 
 @pytest.fixture
-def guest(lab: Lab, kept: Kept, volferry: Command) -> Iterator[Guest]:
-    one = kept.get()
-    fstab = one.sh("cat /etc/fstab")
-    with contextlib.ExitStack() as unless_in_order:
-        unless_in_order.callback(kept.drop)
+def guest(kept: Kept, volferry: Command) -> Iterator[Guest]:
+    with kept.in_use(volferry) as one:
         yield one
-        volferry.end()
-        assert lab.volume(one.volume_id)["status"] == "in-use"
-        assert one.mounted_serial() == one.volume_id[:20]
-        assert one.sh(f"systemctl is-active {UNIT}") == "active"
-        assert one.sh("cat /etc/fstab") == fstab
-        assert one.leftovers() == "" and snapshots(lab, one) == []
-        assert one.lost() == []
-        unless_in_order.pop_all()
 
 
 NOBODYS_KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIB2tZ0FBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFB"
