@@ -80,8 +80,15 @@ class Scene:
 
     def reset(self) -> None:
         """As if somebody had pulled the plug, and put it in again at once."""
+        self._boot_again(lambda: self.lab.qmp(self.guest.name, "system_reset"))
+
+    def reboot(self) -> None:
+        """In order: everybody is told to end, and is waited for."""
+        self._boot_again(lambda: self.try_sh("systemctl reboot --no-block"))
+
+    def _boot_again(self, order: Callable[[], object]) -> None:
         boot = self.boot_id()
-        self.lab.qmp(self.guest.name, "system_reset")
+        order()
         self.until(lambda: self.boot_id() not in ("", boot), "the guest boots again")
         self.until(lambda: self.is_active() or self.failed(), "the boot has ended")
 
@@ -149,11 +156,11 @@ class Scene:
         assert self.guest.leftovers() == ""
         assert self.of_transfer(id) == []
 
-    def of_transfer(self, id: str) -> list[str]:
+    def of_transfer(self, id: str, *kinds: str) -> list[str]:
         """Volumes and snapshots that carry its mark."""
-        member = self.lab.member
         every = [
-            *member.get("block-storage", "/volumes/detail")["volumes"],
-            *member.get("block-storage", "/snapshots/detail")["snapshots"],
+            one
+            for kind in kinds or ("volumes", "snapshots")
+            for one in self.lab.member.get("block-storage", f"/{kind}/detail")[kind]
         ]
         return [one["id"] for one in every if one["metadata"].get("volferry:transfer") == id]

@@ -152,6 +152,29 @@ def test_a_hard_reset_inside_the_cutover(scene: Scene) -> None:
 
 
 @methods()
+def test_a_reboot_inside_the_cutover(scene: Scene) -> None:
+    """The agent is told to end like all others, and leaves its record for the boot that follows."""
+    running = scene.begin("--type", "cbs-standard", "--stop", "sleep 20", "--start", "true")
+    scene.when_phase("stopping")
+    scene.reboot()
+    running.wait(600)
+    assert "the guest restarted in phase 'stopping'" in scene.volferry.log.read_text()
+    scene.check(scene.guest.volume_id)
+    scene.resume_to_the_end()
+    scene.check_done()
+
+
+@methods()
+def test_a_reboot_in_the_middle_of_the_sync(scene: Scene) -> None:
+    running = scene.begin("--type", "cbs-standard")
+    scene.when(running, "sync")
+    scene.reboot()
+    running.wait(900)
+    scene.resume_to_the_end()
+    scene.check_done()
+
+
+@methods()
 def test_a_hard_reset_between_the_commit_and_the_mount(scene: Scene, slow_udev: None) -> None:
     """After the commit: the boot brings up the target, and the transfer goes forward."""
     begin_and_reset(scene, "committed")
@@ -180,6 +203,25 @@ def test_a_hard_reset_and_then_a_rollback(scene: Scene, step: str) -> None:
     running.kill()
     running.wait(30)
     scene.reset()
+    scene.volferry("rollback", transfer)
+    scene.check_rolled_back(transfer)
+
+
+# ---- somebody else -------------------------------------------------------------------------------
+
+
+@methods()
+def test_the_target_is_detached_by_somebody_else_in_the_middle_of_the_sync(scene: Scene) -> None:
+    """The source stays live, and going back leaves nothing."""
+    running = scene.begin("--type", "cbs-standard", "--cutover", "manual")
+    scene.when(running, "sync")
+    transfer = scene.volferry.transfer()
+    [target] = scene.of_transfer(transfer, "volumes")
+    scene.lab.detach(scene.guest.name, target)
+    scene.volferry("cutover", transfer, "--now", code=None)
+    assert running.wait(900) == 1, scene.volferry.log.read_text()
+    assert "source" in scene.volferry.log.read_text().rpartition("error: ")[2]
+    scene.check(scene.guest.volume_id)
     scene.volferry("rollback", transfer)
     scene.check_rolled_back(transfer)
 
