@@ -596,10 +596,16 @@ class Outcome(Noun):
     standby: bool = False
     """The source follows the target: going back loses nothing."""
     was_live_s: float = 0.0
-    """Reverted after services had run on the target for so long (wall clock): what they wrote then
-    is on the target alone."""
+    """Reverted after services had run on the target for so long (wall clock)."""
     fstab_changes: tuple[str, ...] = ()
     """Lines that had to name the filesystem instead of the disk, in words."""
+
+    @staticmethod
+    def fate_of_what_was_written(method: str) -> str:
+        """... by services while they ran on a target that was then left."""
+        if method == "mirror":
+            return "is lost: the target follows the source again"
+        return "is on the target alone"
 
 
 class State(enum.StrEnum):

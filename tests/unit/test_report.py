@@ -148,11 +148,17 @@ def test_a_reverted_cutover_had_a_downtime_too() -> None:
     assert "on the target alone" not in text(report)
 
 
-def test_what_was_written_to_a_target_that_was_left_is_told() -> None:
+@pytest.mark.parametrize(
+    ("method", "fate"), [("rsync", "is on the target alone"), ("mirror", "is lost")]
+)
+def test_what_was_written_to_a_target_that_was_left_is_told(method: str, fate: str) -> None:
+    plan = world.plan().model_copy(update={"method": method})
     gone = {"result": "reverted", "live": "source", "reason": "died", "was_live_s": 12.0}
     events = [Event(at=1.0, transfer=world.ID, step="cutover", kind="outcome", facts=gone)]
-    report = story.tell(world.transfer(State.STOPPED, "cutover"), events, {}, world.PASSES)
-    assert "services had run on the target for 12 s" in text(report)
+    stopped = world.transfer(State.STOPPED, "cutover", plan=plan)
+    said = text(story.tell(stopped, events, {}, world.PASSES))
+    assert "services had run on the target for 12 s: what they wrote then" in said
+    assert fate in said
 
 
 def test_the_downtime_is_held_against_what_was_asked() -> None:

@@ -110,7 +110,7 @@ def _downtime(report: Report) -> list[Line]:
             lines += _prose(
                 "",
                 f"services had run on the target for {duration(gone.was_live_s)}: what they wrote "
-                "then is on the target alone",
+                f"then {gone.fate_of_what_was_written(report.method)}",
             )
     return lines
 

@@ -50,8 +50,8 @@ class Cutover(Step):
         if outcome.result != "committed":
             raise Stop(
                 f"the guest took the cutover back: {outcome.reason}",
-                data=_left_with(outcome),
-                hint=_ways_on(ctx.transfer_id, outcome),
+                data=_left_with(outcome, ctx.plan.method),
+                hint=_ways_on(ctx.transfer_id, outcome, ctx.plan.method),
             )
         return {
             **self._receipt(ctx, outcome),
@@ -140,11 +140,16 @@ def is_standby(ctx: Context) -> bool:
     return bool(ctx.known.get("cutover", {}).get("outcome", {}).get("standby"))
 
 
-def _ways_on(transfer_id: str, outcome: Outcome) -> str:
+def _ways_on(transfer_id: str, outcome: Outcome, method: str) -> str:
     if not outcome.was_live_s:
         return (
             f"volferry resume {transfer_id}     syncs again and tries once more\n"
             f"volferry rollback {transfer_id}   removes what was made"
+        )
+    if method == "mirror":
+        return (
+            f"volferry resume {transfer_id}     syncs again and tries once more\n"
+            f"volferry rollback {transfer_id} --accept-loss   removes what was made"
         )
     return (
         "copy from the target what you need of it; then\n"
@@ -153,13 +158,13 @@ def _ways_on(transfer_id: str, outcome: Outcome) -> str:
     )
 
 
-def _left_with(outcome: Outcome) -> str:
+def _left_with(outcome: Outcome, method: str) -> str:
     """What a cutover that was taken back means for the data and the service."""
     lost = "nothing was lost"
     if outcome.was_live_s:
         lost = (
             f"services had run on the target for {outcome.was_live_s:.1f} s: what they wrote then "
-            "is on the target alone"
+            + outcome.fate_of_what_was_written(method)
         )
     if outcome.problems:
         return (
