@@ -31,6 +31,8 @@ class Scene:
         self.config = relay.ssh_config(folder, lab, server)
         self.method = "rsync"
         self.number = 0
+        self.given_up: set[str] = set()
+        """Lines that the service wrote to a target which was then taken back, as was said."""
         self.next_transfer()
 
     def next_transfer(self) -> None:
@@ -136,7 +138,13 @@ class Scene:
         written = set(self.guest.sh(f"cat {MOUNT}/written").split())
         whole = [line for line in acknowledged if WHOLE_LINE.fullmatch(line)]
         assert whole, "the writer never wrote anything"
-        return [line for line in whole if line not in written]
+        return [line for line in whole if line not in written | self.given_up]
+
+    def give_up(self, told: str) -> None:
+        """What is lost now is what the service wrote to the target alone: that has to be told."""
+        lost = self.lost()
+        assert not lost or "services had run on the target for" in told, lost
+        self.given_up |= set(lost)
 
     def check_done(self) -> str:
         """The transfer has ended; the target's id."""

@@ -251,6 +251,8 @@ def test_a_unit_that_behaves_badly(scene: Scene, line: str, said: str) -> None:
         done = scene.volferry(*scene.words("--type", "cbs-standard", *more), code=1 if said else 0)
         assert said in done.stderr
         if said:
+            scene.until(scene.is_active, f"{UNIT} is active")
+            scene.give_up(done.stderr)
             scene.check(scene.guest.volume_id)
     finally:
         scene.guest.sh(f"rm -rf {folder}; systemctl daemon-reload")
