@@ -6,10 +6,10 @@ closed again; nothing below knows how it was opened.
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeAlias
 
 from volferry import leftovers as leftovers_of
 from volferry import planner
@@ -84,11 +84,8 @@ async def plan(wanted: Wanted, *, notice: Callable[[str], None] = _quiet) -> Pla
     the cloud said.
     """
     notice("asking the cloud")
-    cloud = await connect(wanted)
-    try:
+    async with connected(wanted) as cloud:
         facts = await cloud.facts(wanted.server, wanted.volumes)
-    finally:
-        await cloud.close()
     notice("asking the guest")
     guest, trouble = await _guest_facts(wanted, facts)
     return planner.plan(wanted, facts, guest, trouble).model_copy(update={"made_at": time.time()})
@@ -109,10 +106,15 @@ async def _guest_facts(
         return None, error
 
 
-async def connect(wanted: Wanted) -> Cloud:
+@asynccontextmanager
+async def connected(wanted: Wanted) -> AsyncIterator[Cloud]:
     """The cloud that the user named, authenticated."""
     answer_s = wanted.timeouts.answer_s
-    return await Cloud.connect(wanted.os_cloud, wanted.os_region, answer_s=answer_s)
+    cloud = await Cloud.connect(wanted.os_cloud, wanted.os_region, answer_s=answer_s)
+    try:
+        yield cloud
+    finally:
+        await cloud.close()
 
 
 async def channel(wanted: Wanted, server: Server) -> Channel:
@@ -181,8 +183,7 @@ async def _surroundings(transfer: Transfer) -> AsyncIterator[Context]:
     """Cloud, guest and method of a transfer, opened for one carrying of it."""
     wanted, facts = transfer.plan.wanted, transfer.plan.cloud
     async with AsyncExitStack() as opened:
-        cloud = await connect(wanted)
-        opened.push_async_callback(cloud.close)
+        cloud = await opened.enter_async_context(connected(wanted))
         server = await cloud.server(facts.server.id)
         way_in = await channel(wanted, server)
         await opened.enter_async_context(way_in)
@@ -350,13 +351,20 @@ def _not_running(store: Store, id: str) -> None:
 
 # ---- cleaning up ---------------------------------------------------------------------------------
 
+Home: TypeAlias = tuple[str, str]
+"""Project and region: what a cloud is, whatever clouds.yaml or the environment call it."""
+
 
 @dataclass(frozen=True)
 class Litter:
-    """What was found, and where nobody could look."""
+    """What was found, beside the cloud that shows it; and where nobody could look."""
 
-    found: tuple[Leftover, ...]
+    shown: tuple[tuple[Wanted, tuple[Leftover, ...]], ...]
     unseen: tuple[str, ...]
+
+    @property
+    def found(self) -> tuple[Leftover, ...]:
+        return tuple(one for _, found in self.shown for one in found)
 
     @property
     def garbage(self) -> tuple[Leftover, ...]:
@@ -366,28 +374,26 @@ class Litter:
 async def leftovers(
     store: Store, wanted: Wanted, *, notice: Callable[[str], None] = _quiet
 ) -> Litter:
-    """Look for what transfers left in the clouds and the guests that the journal names; and in the
-    cloud of ``wanted``, when it names one. Changes nothing.
+    """Look for what transfers left in the clouds and the guests that the journal names; or in the
+    cloud of ``wanted`` and its guests alone, when it names one. Changes nothing.
     """
     histories = _histories(store)
-    found: list[Leftover] = []
+    shown: list[tuple[Wanted, tuple[Leftover, ...]]] = []
     unseen: list[str] = []
     for place in _clouds(histories, wanted):
         name = place.os_cloud or "the cloud of OS_*"
         notice(f"asking {name}")
-        cloud = await connect(place)
-        try:
+        async with connected(place) as cloud:
             volumes, snapshots = await cloud.volumes(), await cloud.snapshots()
-            found += leftovers_of.in_cloud(name, volumes, snapshots, histories)
-            for wishes, server in _guests(histories, place):
+            found = list(leftovers_of.in_cloud(name, volumes, snapshots, histories))
+            for wishes, server in _guests(histories, cloud.home):
                 notice(f"asking {server.name}")
                 try:
                     found += await _in_guest(cloud, wishes, server, histories)
                 except (Stop, Retry, NotFound) as error:
                     unseen.append(f"{server.name}: {error.what}")
-        finally:
-            await cloud.close()
-    return Litter(tuple(found), tuple(unseen))
+            shown.append((place, tuple(found)))
+    return Litter(tuple(shown), tuple(unseen))
 
 
 async def _in_guest(
@@ -401,22 +407,28 @@ async def _in_guest(
 
 
 async def remove(
-    store: Store, wanted: Wanted, garbage: Sequence[Leftover], *, tell: Callable[[Leftover], None]
+    store: Store, litter: Litter, *, tell: Callable[[Leftover], None]
 ) -> list[VolferryError]:
     """Remove what ``leftovers`` called garbage; each removal looks at the mark once more.
 
-    Answers with what could not be removed. Each removal becomes an event of its transfer.
+    Answers with an error for each that could not be removed. Each removal becomes an event of its
+    transfer.
     """
-    histories, failed = _histories(store), []
-    for place in _clouds(histories, wanted):
-        cloud = await connect(place)
-        try:
+    histories = _histories(store)
+    failed: list[VolferryError] = []
+    for place, found in litter.shown:
+        garbage = [one for one in found if one.verdict is Verdict.GARBAGE]
+        if not garbage:
+            continue
+        async with AsyncExitStack() as opened:
+            try:
+                cloud = await opened.enter_async_context(connected(place))
+            except VolferryError as error:
+                failed += [error for _ in garbage]
+                continue
             for one in garbage:
-                history = histories[one.transfer]
-                if _cloud_of(history.transfer) != (place.os_cloud, place.os_region):
-                    continue
                 try:
-                    await _remove(cloud, history.transfer, one)
+                    await _remove(cloud, histories[one.transfer].transfer, one)
                 except VolferryError as error:
                     failed.append(error)
                     continue
@@ -424,8 +436,6 @@ async def remove(
                 at, id = time.time(), one.transfer
                 store.event(Event(at=at, transfer=id, kind="removed", facts=facts))
                 tell(one)
-        finally:
-            await cloud.close()
     return failed
 
 
@@ -456,27 +466,27 @@ def _histories(store: Store) -> dict[str, History]:
     }
 
 
-def _cloud_of(transfer: Transfer) -> tuple[str, str]:
-    return transfer.plan.wanted.os_cloud, transfer.plan.wanted.os_region
+def _home(history: History) -> Home:
+    facts = history.transfer.plan.cloud
+    return facts.project_id, facts.region
 
 
 def _clouds(histories: dict[str, History], wanted: Wanted) -> list[Wanted]:
-    """Each cloud and region once; the one that was asked for alone when there is one."""
-    named = {(wanted.os_cloud, wanted.os_region)} if wanted.os_cloud else set()
-    places = named or {_cloud_of(h.transfer) for h in histories.values()} or {("", "")}
+    """The one that was asked for; else each of the journal once, as its newest transfer called it;
+    and without any, the one of the environment."""
+    newest = {}
+    if not wanted.os_cloud:
+        newest = {_home(one): one.transfer.plan.wanted for one in histories.values()}
     return [
-        wanted.model_copy(update={"os_cloud": cloud, "os_region": region})
-        for cloud, region in sorted(places)
+        wanted.model_copy(update={"os_cloud": one.os_cloud, "os_region": one.os_region})
+        for one in newest.values() or [wanted]
     ]
 
 
-def _guests(histories: dict[str, History], place: Wanted) -> list[tuple[Wanted, Server]]:
-    """Each server once, reached as its newest transfer reached it."""
-    newest: dict[str, tuple[Wanted, Server]] = {}
-    for history in histories.values():  # oldest first
-        plan = history.transfer.plan
-        if _cloud_of(history.transfer) == (place.os_cloud, place.os_region):
-            newest[plan.cloud.server.id] = (plan.wanted, plan.cloud.server)
+def _guests(histories: dict[str, History], home: Home) -> list[tuple[Wanted, Server]]:
+    """Each server of a cloud once, reached as its newest transfer reached it."""
+    plans = [one.transfer.plan for one in histories.values() if _home(one) == home]
+    newest = {plan.cloud.server.id: (plan.wanted, plan.cloud.server) for plan in plans}
     return list(newest.values())
 
 

@@ -1,16 +1,18 @@
 """Clean-up: only what the mark and the journal both name is removed."""
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import cli_world as world
 import pytest
-from command_world import SNAPSHOT, SOURCE, TARGET, Command, wait_until
+from command_world import SERVER, SNAPSHOT, SOURCE, TARGET, Command, wait_until
 
 from volferry.leftovers import History, Verdict, in_cloud, in_guest
-from volferry.model import MARK, Attachment, ServerVolume, Snapshot, State, Volume
+from volferry.model import MARK, Access, Attachment, ServerVolume, Snapshot, State, Volume
+from volferry.store import Store
 
 ID = world.ID
 
@@ -166,3 +168,59 @@ def test_gc_lists_asks_and_removes_only_garbage(command: Command) -> None:
     assert [c["argv"][-1].split()[-1] for c in command.children()].count("uninstall") >= 2
     assert f"removed volume {TARGET}" in command("logs", id).stdout
     assert "0 things to remove, 2 to be left alone" in command("gc").stderr
+
+
+def ended(
+    command: Command, id: str = ID, *, made: str = TARGET, project: str = "p1",
+    server: str = SERVER, **wanted: Any,
+) -> None:  # fmt: skip
+    """A transfer that was rolled back, as the journal tells it."""
+    one = world.plan()
+    here = {
+        "project_id": project,
+        "region": "RegionOne",
+        "server": one.cloud.server.model_copy(update={"id": server}),
+    }
+    wishes = {"os_cloud": "", "access": Access(ssh="root@web-03"), **wanted}
+    plan = world.plan(
+        cloud=one.cloud.model_copy(update=here), wanted=one.wanted.model_copy(update=wishes)
+    )
+    with Store(command.state) as store:
+        transfer = world.transfer(State.ROLLED_BACK, plan=plan, created_at=time.time())
+        store.create(transfer.model_copy(update={"id": id}))
+        store.receipt(id, "target", {"targets": [{"volume_id": made}]})
+        store.undone(id, "target")
+
+
+def files_in_the_guest(command: Command, **paths: str) -> None:
+    left = [{"transfer": ID, "kind": kind, "path": path} for kind, path in paths.items()]
+    (command.folder / "leftovers.json").write_text(json.dumps(left))
+
+
+UNIT = f"/etc/systemd/system/volferry-{ID}-mirror.service"
+TRACE = f"/sys/kernel/tracing/instances/volferry-{ID}"
+
+
+@pytest.fixture
+def littered(command: Command) -> Command:
+    """A transfer has ended, and its target is back from the dead."""
+    ended(command)
+    command.cloud.add(TARGET, "data", metadata={MARK: ID})
+    return command
+
+
+@pytest.mark.parametrize("region", [(), ("--os-region-name", "RegionOne")])
+def test_what_another_name_of_its_cloud_shows_is_removed(
+    littered: Command, region: tuple[str, ...]
+) -> None:
+    files_in_the_guest(littered, unit=UNIT, trace=TRACE)
+    said = littered("gc", "--yes", "--os-cloud", "envvars", *region).stderr
+    assert TARGET not in littered.cloud.volumes
+    for removed in (f"volume {TARGET}", f"unit {UNIT}", f"trace {TRACE}"):
+        assert f"removed {removed}" in " ".join(said.split())
+    assert json.loads(littered("gc", "-f", "json").stdout) == []
+
+
+def test_a_cloud_that_has_two_names_is_asked_once(littered: Command) -> None:
+    ended(littered, "tr-newer-aaaa", made="another", os_cloud="envvars")
+    assert "1 thing to remove" in littered("gc").stderr

@@ -41,8 +41,9 @@ def command(settings: Settings, yes: bool, format_: str, columns: tuple[str, ...
     and a journal may be of another machine. What a running, held or stopped transfer needs is no
     garbage.
 
-    Asks every cloud and every server that the journal names, or the cloud of --os-cloud. Without a
-    terminal and without --yes nothing is removed. Exit code 4 when something could not be removed.
+    Asks every cloud and every server that the journal names, or the cloud of --os-cloud and the
+    servers in it. Without a terminal and without --yes nothing is removed. Exit code 4 when
+    something could not be removed.
     """
     from volferry import operations  # noqa: PLC0415 - loads the clouds' libraries
 
@@ -57,23 +58,22 @@ def command(settings: Settings, yes: bool, format_: str, columns: tuple[str, ...
         if rows or format_ != "table":
             show_rows(rows, COLUMNS, format_, columns)
         _sum_up(litter)
-        if not litter.garbage or not _agreed(litter, yes):
-            return
-        failed = carry.run(
-            hears,
-            lambda: operations.remove(
-                store,
-                wanted,
-                litter.garbage,
-                tell=lambda one: say([Line(f"{one.kind} {one.id}", "good", "removed")]),
-            ),
-        )
-    for error in failed:
+        failed = []
+        if litter.garbage and _agreed(litter, yes):
+            failed = carry.run(
+                hears,
+                lambda: operations.remove(
+                    store,
+                    litter,
+                    tell=lambda one: say([Line(f"{one.kind} {one.id}", "good", "removed")]),
+                ),
+            )
+    for error in dict.fromkeys(failed):
         say(failure(error.what, error.data, error.hint))
     if failed:
         raise errors.SomeFailed(
             f"{len(failed)} of {len(litter.garbage)} could not be removed",
-            data="what was removed is in 'volferry logs' of its transfer",
+            data="whatever was removed is in 'volferry logs' of its transfer",
             hint="volferry gc   looks again",
         )
 

@@ -73,6 +73,11 @@ class Cloud(Waits):
     def sure_in_s(self) -> float:
         return self._ask.sure_in_s()
 
+    @property
+    def home(self) -> tuple[str, str]:
+        """The project and the region, whatever they are called here."""
+        return self._wire.project_id, self._wire.region
+
     # ---- looking -----------------------------------------------------------------------------
 
     async def volume(self, volume_id: str) -> Volume:
