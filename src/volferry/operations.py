@@ -18,7 +18,7 @@ from volferry.channels import ssh as openssh
 from volferry.channels.local import Local
 from volferry.cloud import Cloud
 from volferry.engine import Engine
-from volferry.errors import NotFound, Refused, Retry, Stop, Usage, VolferryError
+from volferry.errors import Doubt, NotFound, Refused, Retry, Stop, Usage, VolferryError
 from volferry.guests import fstab
 from volferry.guests.linux import LinuxGuest
 from volferry.leftovers import History, Leftover, Verdict
@@ -357,10 +357,10 @@ Home: TypeAlias = tuple[str, str]
 
 @dataclass(frozen=True)
 class Litter:
-    """What was found, beside the cloud that shows it; and where nobody could look."""
+    """What was found, beside the cloud that shows it; and where nobody could look, and why."""
 
     shown: tuple[tuple[Wanted, tuple[Leftover, ...]], ...]
-    unseen: tuple[str, ...]
+    unseen: tuple[tuple[str, VolferryError], ...]
 
     @property
     def found(self) -> tuple[Leftover, ...]:
@@ -376,30 +376,52 @@ async def leftovers(
 ) -> Litter:
     """Look for what transfers left in the clouds and the guests that the journal names; or in the
     cloud of ``wanted`` and its guests alone, when it names one. Changes nothing.
+
+    Raises what connecting raises for a cloud that was asked for; one of the journal is unseen then.
     """
     histories = _histories(store)
     shown: list[tuple[Wanted, tuple[Leftover, ...]]] = []
-    unseen: list[str] = []
-    for place in _clouds(histories, wanted):
+    unseen: list[tuple[str, VolferryError]] = []
+    for home, place in _clouds(histories, wanted):
         name = place.os_cloud or "the cloud of OS_*"
         notice(f"asking {name}")
-        async with connected(place) as cloud:
-            volumes, snapshots = await cloud.volumes(), await cloud.snapshots()
-            found = list(leftovers_of.in_cloud(name, volumes, snapshots, histories))
-            for wishes, server in _guests(histories, cloud.home):
-                notice(f"asking {server.name}")
-                try:
-                    found += await _in_guest(cloud, wishes, server, histories)
-                except (Stop, Retry, NotFound) as error:
-                    unseen.append(f"{server.name}: {error.what}")
-            shown.append((place, tuple(found)))
+        try:
+            async with connected(place) as cloud:
+                if home not in (None, cloud.home):
+                    raise _elsewhere(home, cloud.home)
+                volumes, snapshots = await cloud.volumes(), await cloud.snapshots()
+                found = list(leftovers_of.in_cloud(name, volumes, snapshots, histories))
+                for wishes, server in _guests(histories, cloud.home):
+                    notice(f"asking {server.name}")
+                    try:
+                        found += await _in_guest(cloud, wishes, server, histories)
+                    except VolferryError as error:
+                        unseen.append((server.name, error))
+                shown.append((place, tuple(found)))
+        except VolferryError as error:
+            if home is None:
+                raise
+            unseen.append((name, error))
     return Litter(tuple(shown), tuple(unseen))
+
+
+def _elsewhere(home: Home, now: Home) -> Doubt:
+    (project, region), (project_now, region_now) = home, now
+    return Doubt(
+        f"it is project {project_now} in region {region_now} now; the journal's transfers were in "
+        f"project {project}, region {region}",
+        data="nothing was looked for",
+        hint="volferry gc --os-cloud NAME --os-region-name REGION   looks where you say",
+    )
 
 
 async def _in_guest(
     cloud: Cloud, wanted: Wanted, server: Server, histories: dict[str, History]
 ) -> list[Leftover]:
-    now = await cloud.server(server.id)
+    try:
+        now = await cloud.server(server.id)
+    except NotFound:
+        return []  # deleted, with all that was in it
     attached = await cloud.server_volumes(server.id)
     async with await channel(wanted, now) as way_in:
         files = await LinuxGuest(way_in, timeouts=wanted.timeouts).leftovers()
@@ -471,15 +493,15 @@ def _home(history: History) -> Home:
     return facts.project_id, facts.region
 
 
-def _clouds(histories: dict[str, History], wanted: Wanted) -> list[Wanted]:
-    """The one that was asked for; else each of the journal once, as its newest transfer called it;
-    and without any, the one of the environment."""
-    newest = {}
+def _clouds(histories: dict[str, History], wanted: Wanted) -> list[tuple[Home | None, Wanted]]:
+    """The one that was asked for; else each of the journal once, as its newest transfer called it,
+    with what it has to be; and without any, the one of the environment."""
+    newest: dict[Home | None, Wanted] = {}
     if not wanted.os_cloud:
         newest = {_home(one): one.transfer.plan.wanted for one in histories.values()}
     return [
-        wanted.model_copy(update={"os_cloud": one.os_cloud, "os_region": one.os_region})
-        for one in newest.values() or [wanted]
+        (home, wanted.model_copy(update={"os_cloud": one.os_cloud, "os_region": one.os_region}))
+        for home, one in (newest or {None: wanted}).items()
     ]
 
 

@@ -224,3 +224,46 @@ def test_what_another_name_of_its_cloud_shows_is_removed(
 def test_a_cloud_that_has_two_names_is_asked_once(littered: Command) -> None:
     ended(littered, "tr-newer-aaaa", made="another", os_cloud="envvars")
     assert "1 thing to remove" in littered("gc").stderr
+
+
+def test_a_cloud_that_is_no_more_is_told_and_the_others_are_cleaned(littered: Command) -> None:
+    ended(littered, "tr-older-aaaa", made="elsewhere", project="p2", os_cloud="gone")
+    looked = littered("gc", "-f", "json", code=4)
+    assert [one["id"] for one in json.loads(looked.stdout)] == [TARGET]
+    assert "unseen: gone: cloud 'gone' is not configured" in looked.stderr
+    assert "1 place could not be looked at" in looked.stderr
+    littered("gc", "--yes", code=4)
+    assert TARGET not in littered.cloud.volumes
+    assert "nothing was found\n" in littered("gc", code=4).stderr
+
+
+def test_a_cloud_that_was_asked_for_has_to_be_there(littered: Command) -> None:
+    said = littered("gc", "--os-cloud", "gone", code=2)
+    assert "error: cloud 'gone' is not configured" in said.stderr
+
+
+def test_a_cloud_that_is_of_another_project_by_now_is_not_taken_for_the_same(
+    littered: Command,
+) -> None:
+    ended(littered, "tr-older-aaaa", made="elsewhere", project="p2")
+    said = littered("gc", "--yes", code=4).stderr
+    assert "unseen: the cloud of OS_*: it is project p1" in said
+    assert TARGET not in littered.cloud.volumes
+
+
+def test_a_guest_that_cannot_be_reached_is_told_and_the_cloud_is_cleaned(littered: Command) -> None:
+    (littered.folder / "bin" / "ssh").write_text("#!/bin/sh\nexit 255\n")
+    said = littered("gc", "--yes", code=4).stderr
+    assert "unseen: testsrv: " in said and "1 place could not be looked at" in said
+    assert TARGET not in littered.cloud.volumes
+
+
+def test_a_way_into_the_guest_that_is_no_more_is_told(littered: Command) -> None:
+    ended(littered, "tr-newer-aaaa", access=Access(ssh="web-03", ssh_config="/nowhere/config"))
+    said = littered("gc", code=4)
+    assert TARGET in said.stdout and "unseen: testsrv: " in said.stderr
+
+
+def test_a_server_that_was_deleted_has_nothing_to_be_looked_for(littered: Command) -> None:
+    ended(littered, "tr-older-aaaa", made="another", server="deleted")
+    assert "unseen" not in littered("gc").stderr

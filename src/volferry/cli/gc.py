@@ -1,6 +1,7 @@
 """``volferry gc``: what ended transfers left behind; removes only what is surely ours."""
 
 import sys
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import click
@@ -13,7 +14,7 @@ from volferry.cli.output import format_options, say, show_rows
 from volferry.cli.settings import Settings, is_terminal
 from volferry.model import Wanted
 from volferry.report.lines import Line, failure
-from volferry.report.words import counted, plain
+from volferry.report.words import counted
 
 if TYPE_CHECKING:
     from volferry.operations import Litter
@@ -42,8 +43,8 @@ def command(settings: Settings, yes: bool, format_: str, columns: tuple[str, ...
     garbage.
 
     Asks every cloud and every server that the journal names, or the cloud of --os-cloud and the
-    servers in it. Without a terminal and without --yes nothing is removed. Exit code 4 when
-    something could not be removed.
+    servers in it. Without a terminal and without --yes nothing is removed. Exit code 4 when a cloud
+    or a server could not be asked, or something could not be removed.
     """
     from volferry import operations  # noqa: PLC0415 - loads the clouds' libraries
 
@@ -70,22 +71,30 @@ def command(settings: Settings, yes: bool, format_: str, columns: tuple[str, ...
             )
     for error in dict.fromkeys(failed):
         say(failure(error.what, error.data, error.hint))
-    if failed:
+    if failed or litter.unseen:
         raise errors.SomeFailed(
-            f"{len(failed)} of {len(litter.garbage)} could not be removed",
+            "; ".join(_shortfalls(litter, len(failed))),
             data="whatever was removed is in 'volferry logs' of its transfer",
             hint="volferry gc   looks again",
         )
 
 
+def _shortfalls(litter: "Litter", failed: int) -> Iterator[str]:
+    if litter.unseen:
+        yield counted(len(litter.unseen), "place") + " could not be looked at"
+    if failed:
+        yield f"{failed} of {len(litter.garbage)} could not be removed"
+
+
 def _sum_up(litter: "Litter") -> None:
-    for text in litter.unseen:
-        say([Line(plain(text), "warning", "unseen")])
+    for where, error in litter.unseen:
+        say(failure(f"{where}: {error.what}", error.data, error.hint, label="unseen"))
     others = len(litter.found) - len(litter.garbage)
     words = [counted(len(litter.garbage), "thing") + " to remove"]
     if others:
         words.append(f"{others} to be left alone")
-    say([Line(", ".join(words) if litter.found else "no transfer left anything behind")])
+    nothing = "nothing was found" if litter.unseen else "no transfer left anything behind"
+    say([Line(", ".join(words) if litter.found else nothing)])
 
 
 def _agreed(litter: "Litter", yes: bool) -> bool:
