@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import terminal
 from stand_in_ssh import FACTS
 
 import volferry
@@ -241,6 +242,9 @@ class Command:
             log.write(f"$ {' '.join(words)}\n{done.stdout}{done.stderr}")
         assert code is None or done.returncode == code, done.stderr + done.stdout
         return done
+
+    def on_terminal(self, *words: str, answer: str) -> tuple[str, int]:
+        return terminal.run(self._argv(words), {**self.variables, "TERM": "xterm-256color"}, answer)
 
     def start(self, *words: str) -> subprocess.Popen[str]:
         process = subprocess.Popen(

@@ -61,7 +61,7 @@ class Guest:
             return {"state_dir": folder, "agent": f"{folder}/agent.py", "claim": "claims/x"}
         if verb == "uninstall":
             self.keep("leftovers", [])
-            return {"removed": [f"/var/lib/volferry/{request['transfer']}"], "left": []}
+            return {"removed": [], "left": self.kept("stays", [])}
         return {"written": [], "removed": [], "same": [], "skipped": [], "stopped": True}
 
     def disk(self, ref: Any) -> Any:

@@ -1,22 +1,18 @@
 """The program as a process: what it imports, terminals, pipes, signals, completion."""
 
-import contextlib
-import fcntl
 import os
 import re
-import select
 import shutil
 import signal
-import struct
 import subprocess
 import sys
-import termios
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import cli_world as world
 import pytest
+import terminal
 
 import volferry as package
 from volferry.model import State
@@ -280,33 +276,8 @@ def test_ctrl_c_ends_the_watching_and_not_the_transfer(tmp_path: Path) -> None:
 def on_terminal(
     words: Sequence[str], answer: str = "", *, width: int = 100, **more: str
 ) -> tuple[str, int]:
-    """Everything that the program writes to a terminal of its own, and its exit code."""
-    master, slave = os.openpty()
-    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, width, 0, 0))
-    process = subprocess.Popen(
-        [sys.executable, str(DRIVER), *words],
-        env=environment(**more),
-        stdin=slave,
-        stdout=slave,
-        stderr=slave,
-        start_new_session=True,
-    )
-    os.close(slave)
-    text, deadline = b"", time.monotonic() + 60
-    while time.monotonic() < deadline:
-        ready, _, _ = select.select([master], [], [], 0.5)
-        chunk = b""
-        if ready:
-            with contextlib.suppress(OSError):  # EIO: the other end is closed
-                chunk = os.read(master, 65536)
-            if not chunk:
-                break
-        text += chunk
-        if answer and b"[y/N]" in text:
-            os.write(master, answer.encode())
-            answer = ""
-    os.close(master)
-    return text.decode(), process.wait(timeout=10)
+    argv = [sys.executable, str(DRIVER), *words]
+    return terminal.run(argv, environment(**more), answer, width=width)
 
 
 def test_a_terminal_is_asked_once_and_sees_a_line_that_moves(tmp_path: Path) -> None:

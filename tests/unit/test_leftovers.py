@@ -10,6 +10,7 @@ import cli_world as world
 import pytest
 from command_world import SERVER, SNAPSHOT, SOURCE, TARGET, Command, wait_until
 
+from tests.fakes.http_cloud import Reply
 from volferry.leftovers import History, Verdict, in_cloud, in_guest
 from volferry.model import MARK, Access, Attachment, ServerVolume, Snapshot, State, Volume
 from volferry.store import Store
@@ -267,3 +268,32 @@ def test_a_way_into_the_guest_that_is_no_more_is_told(littered: Command) -> None
 def test_a_server_that_was_deleted_has_nothing_to_be_looked_for(littered: Command) -> None:
     ended(littered, "tr-older-aaaa", made="another", server="deleted")
     assert "unseen" not in littered("gc").stderr
+
+
+def test_what_could_not_be_removed_is_told_by_reason_and_exit_code(littered: Command) -> None:
+    files_in_the_guest(littered, trace=TRACE, unit=UNIT)
+    stays = [f"{TRACE}-targets: Device or resource busy", f"{UNIT}: Read-only file system"]
+    (littered.folder / "stays.json").write_text(json.dumps(stays))
+    answer = littered.cloud.reply
+
+    def refuse(method: str, path: str, body: Any) -> Reply:
+        busy = Reply(400, {"badRequest": {"code": 400, "message": "it has a snapshot"}})
+        return busy if method == "DELETE" else answer(method, path, body)
+
+    littered.cloud.reply = refuse  # type: ignore[method-assign]
+    said = littered("gc", "--yes", code=4).stderr
+    assert "2 of 3 could not be removed" in said
+    assert "it has a snapshot" in said and "Read-only file system" in said
+    assert f"removed trace {TRACE}" in " ".join(said.split())
+    assert TARGET in littered.cloud.volumes
+
+
+@pytest.mark.parametrize(("answer", "code"), [("y\n", 0), ("n\n", 3), ("\n", 3)])
+def test_a_terminal_is_asked_and_only_a_yes_removes(
+    littered: Command, answer: str, code: int
+) -> None:
+    said, ended_with = littered.on_terminal("gc", answer=answer)
+    assert said.count("remove 1 thing called garbage above, for good? [y/N]") == 1
+    assert ended_with == code, said
+    assert TARGET in said.partition("[y/N]")[0]
+    assert (TARGET in littered.cloud.volumes) is bool(code)
