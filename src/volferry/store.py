@@ -38,6 +38,17 @@ ENDED = (State.DONE, State.ROLLED_BACK)
 _ALPHABET = "abcdefghjkmnpqrstuvwxyz234567890"  # 32 of them, without 1 and what reads like it
 _ID_LENGTH = 40
 _LOCK_TRIES, _LOCK_PAUSE_S = 10, 0.02
+_WAIT_S = 30
+"""For another who writes to the journal, and for a database that does not answer."""
+_OF_LIBPQ = {
+    "connect_timeout": f"{_WAIT_S}",
+    # A server that is gone acknowledges neither what was sent nor, while we wait, a keepalive.
+    "tcp_user_timeout": f"{_WAIT_S * 1000}",
+    "keepalives_idle": f"{_WAIT_S // 3}",
+    "keepalives_interval": f"{_WAIT_S // 6}",
+    "keepalives_count": "4",
+}
+"""https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-PARAMKEYWORDS"""
 
 
 class Request(Noun):
@@ -497,15 +508,39 @@ def _open_url(url: str) -> sa.Engine:
     parsed = sa.make_url(url)
     if parsed.drivername in ("postgres", "postgresql"):
         parsed = parsed.set(drivername="postgresql+psycopg")
+    if parsed.drivername.startswith("postgresql+psycopg"):
+        parsed = parsed.set(query={**_OF_LIBPQ, **parsed.query})
+    where = parsed.get_backend_name()
     try:
-        return sa.create_engine(parsed)
+        db = sa.create_engine(parsed)
     except ImportError as missing:
-        where = parsed.get_backend_name()
         raise errors.Usage(
             f"the journal is on {where}, whose driver cannot be loaded: {missing}",
             data="nothing was changed",
             hint="pip install 'volferry[postgresql]'   installs psycopg",
         ) from None
+    where += f" at {parsed.host or 'a local socket'}"
+    own_s = parsed.query.get("connect_timeout")
+    connect = f"{own_s} s (connect_timeout in its URL)" if own_s else "its driver's own limit"
+
+    @sa.event.listens_for(db, "begin")
+    def _limit(connection: sa.Connection) -> None:
+        if db.dialect.name == "postgresql":
+            connection.exec_driver_sql(f"SET LOCAL statement_timeout = '{_WAIT_S}s'")
+
+    @sa.event.listens_for(db, "handle_error")
+    def _say(context: sa.ExceptionContext) -> Exception | None:
+        if not isinstance(context.sqlalchemy_exception, sa.exc.OperationalError):
+            return None
+        complaint = str(context.original_exception).strip().partition("\n")[0]
+        limit = f"{_WAIT_S} s (a fixed limit)" if context.connection else connect
+        return errors.Stop(
+            f"the journal on {where} cannot be used: {complaint}; it has {limit}",
+            data="what was written to it is kept; what the guest or the cloud is doing goes on",
+            hint="psql with the journal's URL shows whether the database is there",
+        )
+
+    return db
 
 
 def _open_file(path: Path) -> sa.Engine:
@@ -517,7 +552,7 @@ def _open_file(path: Path) -> sa.Engine:
     def _set_up(connection: Any, _record: Any) -> None:
         # sqlite3 would begin transactions by itself, and only before some statements.
         connection.isolation_level = None
-        connection.execute("PRAGMA busy_timeout = 30000")
+        connection.execute(f"PRAGMA busy_timeout = {_WAIT_S * 1000}")
         connection.execute("PRAGMA journal_mode = WAL")
         # WAL's usual NORMAL may lose the last commits in a power cut: exactly the intent.
         connection.execute("PRAGMA synchronous = FULL")

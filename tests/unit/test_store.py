@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import re
 import signal
+import socket
 import sqlite3
 import stat
 import subprocess
@@ -17,6 +18,7 @@ import pytest
 import sqlalchemy as sa
 
 from volferry import errors
+from volferry import store as store_module
 from volferry.model import (
     CloudFacts,
     Event,
@@ -70,6 +72,47 @@ def test_a_journal_on_postgresql_without_its_driver_says_what_to_install(
     assert "on postgresql, whose driver cannot be loaded" in told.value.what
     assert "hunter22" not in f"{told.value.what} {told.value.data} {told.value.hint}"
     assert "pip install 'volferry[postgresql]'" in told.value.hint
+
+
+def test_a_database_that_accepts_and_says_nothing_is_not_waited_for_for_ever(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("VOLFERRY_STATE", str(tmp_path))
+    monkeypatch.setitem(store_module._OF_LIBPQ, "connect_timeout", "2")  # psycopg's least
+    began = time.monotonic()
+    with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(errors.Stop) as told:
+        Store(f"postgresql://me:hunter22@127.0.0.1:{silent.getsockname()[1]}/volferry")
+    assert time.monotonic() - began < 20
+    assert (
+        "the journal on postgresql at 127.0.0.1 cannot be used: connection timeout expired"
+        in told.value.what
+    )
+    assert "2 s (connect_timeout in its URL)" in told.value.what
+    assert told.value.data and told.value.hint
+    assert "hunter22" not in f"{told.value.what} {told.value.data} {told.value.hint}"
+
+
+def test_a_database_that_is_gone_is_noticed_unless_its_url_says_otherwise() -> None:
+    given = store_module._open_url("postgresql://db/volferry?connect_timeout=7").url.query
+    assert given["connect_timeout"] == "7"
+    assert given["tcp_user_timeout"] == "30000"
+    idle, interval, count = (int(given[f"keepalives_{n}"]) for n in ("idle", "interval", "count"))
+    assert idle + interval * count == 30
+
+
+@pytest.mark.skipif(not POSTGRES, reason="needs a database: VOLFERRY_TEST_POSTGRES")
+def test_a_database_that_is_locked_is_not_waited_for_for_ever(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("VOLFERRY_STATE", str(tmp_path))
+    drop_tables(POSTGRES)
+    with Store(POSTGRES) as store, Store(POSTGRES) as other:
+        monkeypatch.setattr(store_module, "_WAIT_S", 1)
+        with other._db.begin() as held:
+            held.exec_driver_sql("LOCK TABLE transfers")
+            with pytest.raises(errors.Stop, match=r"statement timeout; it has 1 s \(a fixed"):
+                store.transfers()
+        assert store.transfers() == []
 
 
 @pytest.fixture(params=["sqlite", "postgresql"] if POSTGRES else ["sqlite"])

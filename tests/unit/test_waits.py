@@ -28,7 +28,7 @@ ROOT = Path(volferry.__file__).parent
 
 WAITING = {
     "sleep", "_sleep", "wait", "wait_for", "timeout", "communicate", "get_result", "wait_closed",
-    "open_connection", "confirm", "prompt", "flock", "urlopen", "serve_forever",
+    "open_connection", "confirm", "prompt", "flock", "urlopen", "serve_forever", "create_engine",
 }  # fmt: skip
 
 # Where something waits: the flags that bound it, or in words why none has to.
@@ -64,6 +64,8 @@ BOUNDED: dict[str, tuple[str, ...] | str] = {
     "steps/cutover.py Cutover._gate": ("--sync-timeout",),
     "steps/step.py Unheard.wait": "a step's own test",
     "steps/step.py Context.sleep": "as long as the step says",
+    "store.py _open_file": "30 s for another who writes",
+    "store.py _open_url": "30 s, or connect_timeout in the URL; 30 s for a statement",
     "store.py Store.running": "LOCK_NB: it does not wait",
     "store.py Store.hold": "10 tries of 20 ms",
 }  # fmt: skip
