@@ -58,7 +58,7 @@ FAULTS: dict[str, Fault] = {
     "silence before": Fault("silence"),
     "silence after": Fault("silence", True),
     "late effect": Fault("silence", True, late_s=5),
-    "slow": Fault("slow", seconds=0.05),
+    "slow": Fault("slow", seconds=0.8),
     "stale reads": Fault("nothing", stale_s=5),
     "cut after, then stale reads": Fault("cut", True, stale_s=5),
 }
