@@ -6,6 +6,8 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import openstack
+
 from lab.api import Lab
 from lab.layout import REGION
 from tests.lab.naming import named
@@ -45,9 +47,18 @@ clouds:
     )
     file.chmod(0o600)
     try:
+        allowed, not_listed = answers(file, "/types"), answers(file, "/backups")
+        assert (allowed, not_listed) == (200, 401), "the lab's services do not look at the rules"
         yield file
     finally:
         lab.member.request("DELETE", "identity", f"{path}/{credential['id']}")
+
+
+def answers(clouds: Path, path: str) -> int:
+    """The status of the block storage's answer."""
+    named_there = openstack.config.OpenStackConfig([str(clouds)], load_envvars=False)
+    with openstack.connection.Connection(config=named_there.get_one("volferry-lab")) as connection:
+        return int(connection.block_storage.get(path).status_code)
 
 
 def login(guest: Guest) -> str:
