@@ -145,16 +145,16 @@ class Cutover(Recorded):
 
     def words(self, error: BaseException) -> str:
         """What an exception says. A shutdown is not a failure: the record is left for the next
-        boot."""
-        self.leave_if_stopping(isinstance(error, Stopped))
+        boot. It may end what we wait for before it ends us."""
+        self.leave_if_stopping()
         if isinstance(error, AgentError):
             return one_line(error.what)
         if isinstance(error, Stopped):
             return "the cutover was stopped on request"
         return "{}: {} ({})".format(type(error).__name__, error, where(error))
 
-    def leave_if_stopping(self, told: bool = False) -> None:
-        if (self.terminated or told) and system_is_stopping(self.place):
+    def leave_if_stopping(self) -> None:
+        if system_is_stopping(self.place):
             raise Shutdown()
 
     # -- 1. look again, touch nothing
@@ -721,7 +721,8 @@ class Cutover(Recorded):
                         "failed",
                         "the source was not attached within {}".format(told_limit(most_s)),
                     )
-                self.leave_if_stopping()
+                if self.terminated:
+                    self.leave_if_stopping()
                 self.job.report("awaiting", what="awaiting", left_s=round(left_s, 1))
                 time.sleep(0.1)
 
