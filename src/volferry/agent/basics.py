@@ -156,11 +156,13 @@ def fsync_directory(path: bytes) -> None:
 
 
 class Room:
-    """Space on the guest's root disk that is kept for the records of a cutover.
+    """Space on the guest's root disk that is kept for the records of a cutover, and for those of
+    the mirror that it asks meanwhile.
 
     A root disk that fills up while services are down would else leave them down: neither the way
     forward nor the way back can be written down then. A piece is given up for each write that finds
-    no space; a write is a few KiB, and frees as much when it has replaced its file.
+    no space; a write is a few KiB, and frees as much when it has replaced its file. What does not
+    fit into a piece gets none: it would take all of them, and may still find no space.
     """
 
     folder = ""
@@ -181,8 +183,8 @@ class Room:
     @classmethod
     def give(cls) -> bool:
         """Free one piece. False when there is none left."""
-        with contextlib.suppress(OSError):
-            for name in os.listdir(cls.folder):
+        for name in names_in(cls.folder):
+            with contextlib.suppress(FileNotFoundError):  # the other process was faster
                 os.unlink(os.path.join(cls.folder, name))
                 return True
         return False
@@ -193,17 +195,18 @@ class Room:
             pass
 
 
-def write_atomically(path: str, content: bytes, mode: int, durable: bool = True) -> None:
+def write_atomically(path: str, content: bytes, mode: int) -> None:
     """Replace ``path``: a reader (or a power cut) sees the old content or the new, nothing else.
 
     Owner and SELinux label of a file that is replaced stay what they were.
     """
     while True:
         try:
-            replace_file(path, content, mode, durable)
+            replace_file(path, content, mode, durable=True)
             return
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not Room.give():
+            no_space = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            if not no_space or len(content) > Room.PIECE or not Room.give():
                 raise
 
 
@@ -235,8 +238,8 @@ def replace_file(path: str, content: bytes, mode: int, durable: bool) -> None:
         fsync_directory(folder)
 
 
-def write_json(path: str, value: Any, durable: bool = True) -> None:
-    write_atomically(path, json.dumps(value).encode("ascii"), 0o600, durable)
+def write_json(path: str, value: Any) -> None:
+    write_atomically(path, json.dumps(value).encode("ascii"), 0o600)
 
 
 def read_json(path: str) -> Any:

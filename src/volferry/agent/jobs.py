@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import errno
 import fcntl
+import json
 import os
 import re
 import signal
@@ -29,6 +30,7 @@ from volferry.agent.basics import (
     read_json,
     read_text,
     reap,
+    replace_file,
     run,
     safe_name,
     to_bytes,
@@ -53,6 +55,12 @@ def lane_of(request: Json) -> str:
     return lane
 
 
+def transfer_dir(state_dir: str) -> str:
+    """The transfer's own folder, of that of any of its lanes."""
+    above, name = os.path.split(state_dir)
+    return above if name in LANES else state_dir
+
+
 def lane_dir(place: Place, transfer: str, lane: str) -> str:
     folder = place.state_dir(transfer)
     return os.path.join(folder, lane) if lane else folder
@@ -68,6 +76,8 @@ class Job:
         self.place, self.state_dir = place, state_dir
         self.began = time.monotonic()
         self.last_report = 0.0
+        self.unwritten: Optional[Tuple[float, str]] = None
+        """Since when no progress could be written, and why."""
         self.status: Json = {}
 
     def path(self, name: str) -> str:
@@ -92,15 +102,32 @@ class Job:
         }
         write_json(self.path("worker.json"), identity)
 
+    def begin(self) -> None:
+        """The first status is a record: by it a process that is begun again knows that it is."""
+        self.status = {"state": "running", "phase": "starting", "progress": {"elapsed_s": 0.0}}
+        write_json(self.path("status.json"), self.status)
+
     def report(self, phase: str, force: bool = False, **progress: Any) -> None:
-        """Progress, at most twice a second, and not fsynced: nothing is decided by it."""
+        """Progress, at most twice a second. Nothing is decided by it: it is not fsynced, and the
+        job goes on where it cannot be written."""
         now = time.monotonic()
         if not force and phase == self.status.get("phase") and now - self.last_report < 0.5:
             return
         self.last_report = now
         progress["elapsed_s"] = round(now - self.began, 3)
         self.status = {"state": "running", "phase": phase, "at": now, "progress": progress}
-        write_json(self.path("status.json"), self.status, durable=False)
+        content = json.dumps(self.status).encode("ascii")
+        try:  # without the room that is kept for records
+            replace_file(self.path("status.json"), content, 0o600, durable=False)
+        except OSError as error:
+            if self.unwritten is None:
+                self.unwritten = (now, str(error))
+                Log.say("no progress can be written, the job goes on: {}".format(error))
+            return
+        if self.unwritten is not None:  # the disk may have had no room for the first line either
+            since, why = self.unwritten
+            self.unwritten = None
+            Log.say("no progress was written for {:.0f} s: {}".format(now - since, why))
 
     def end(self, result: Optional[Json], error: Optional[Json]) -> None:
         self.status = {

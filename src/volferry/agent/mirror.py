@@ -256,6 +256,8 @@ class Mirror(Follower):
             for side in self.sides:
                 assert side.pair is not None
                 self.refuse_if_recognised(side.pair.target_disk)
+            if message is not self.kept:
+                write_json(self.job.path(ORDERS), message)
         except BaseException:  # a signal's too: no target stays held
             for side in self.sides:
                 side.close()
@@ -273,7 +275,6 @@ class Mirror(Follower):
         self.publish_s = time.monotonic() - before
         self.systemctl_s = time_systemctl(self.place)
         self.began_pairs, self.kept = True, message
-        write_json(self.job.path(ORDERS), message)
         return self.figures()
 
     def open_pair(self, side: Side, head_bytes: int) -> None:
@@ -448,10 +449,11 @@ class Mirror(Follower):
             self.end_watch()
             for side in self.sides:
                 self.open_pair(side, self.head_bytes)
+            if self.shown:  # else they are there still
+                write_json(self.job.path(ORDERS), self.kept)
         except BaseException:  # a signal's too: it may be between the two states
             self.ending = True  # one that is begun again compares everything
             raise
-        write_json(self.job.path(ORDERS), self.kept)
         self.phase, self.ready, self.held = "tracking", False, False
         self.proven, self.shown = False, False
         lower_priority()

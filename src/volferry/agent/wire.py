@@ -26,6 +26,7 @@ from volferry.agent.jobs import (
     place_of,
     stopped,
     supervise,
+    transfer_dir,
     verb_start,
     verb_status,
     verb_stop,
@@ -42,7 +43,7 @@ def work(state_dir: str) -> int:
     supervisor that there is nothing more to do."""
     place = place_of(state_dir)
     Log.path = os.path.join(state_dir, "log")
-    Room.folder = os.path.join(state_dir, "room")
+    Room.folder = os.path.join(transfer_dir(state_dir), "room")
     job = Job(place, state_dir)
     with locked(os.path.join(state_dir, "work.lock"), 5.0) as got:
         if not got:
@@ -70,7 +71,7 @@ def carry(job: Job, work: Callable[[], Json]) -> None:
     (seen: a mirror that was told to stop, and stopped a moment later)."""
 
     def begin() -> Json:
-        job.report("starting", force=True)
+        job.begin()
         lower_priority()
         return work()
 
@@ -96,7 +97,7 @@ def early(state_dir: str) -> int:
     the guest from booting: the worker tries again and tells."""
     place = place_of(state_dir)
     Log.path = os.path.join(state_dir, "log")
-    Room.folder = os.path.join(state_dir, "room")
+    Room.folder = os.path.join(transfer_dir(state_dir), "room")
     job = Job(place, state_dir)
     asked_for = job.read()
     if asked_for and asked_for["job"] in ("cutover", "cutback"):

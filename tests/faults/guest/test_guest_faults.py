@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from agent_rig import MIB, Guest, Json, Told, shell
 from disks_world import World
+from mirror_world import Mirrored, end_mirror
 
 StandIn = Callable[[str, str], None]
 VERSION = '[ "$1" = --version ] && exec {real} --version\n'
@@ -86,15 +87,22 @@ def test_a_pass_whose_agent_is_killed_is_made_again(
 
 
 @pytest.fixture
-def small(world: World) -> Iterator[World]:
+def cramped(world: World) -> Iterator[World]:
     """A guest whose root disk has next to no room: here the folder that the agent keeps."""
     base = world.guest.root / "base"
     base.mkdir()
     shell("mount", "-t", "tmpfs", "-o", "size=2m,mode=700", "none", base)
     world.make("ext4")
     world.start_writer()
-    yield world.ready()
+    yield world
+    (base / "full").unlink(missing_ok=True)
+    end_mirror(world.guest)
     world.guest.kill_everything()
+
+
+@pytest.fixture
+def small(cramped: World) -> World:
+    return cramped.ready()
 
 
 def fill(small: World) -> str:
@@ -127,6 +135,81 @@ def test_a_root_disk_that_fills_up_after_the_commit_does_not_end_it_half_way(sma
     outcome = cut_over(small, start=[fill(small), small.start_command])
     assert outcome["live"] == small.live_side()
     small.assert_live(outcome["live"])
+
+
+@pytest.fixture
+def mirrored(cramped: World, tracking: None) -> Mirrored:
+    mirrored = Mirrored(cramped).track()
+    cramped.clone()
+    mirrored.begin()
+    mirrored.until_compared()
+    return mirrored
+
+
+def emptied(small: World) -> None:
+    (small.guest.root / "base" / "full").unlink()
+
+
+def test_a_root_disk_that_is_full_does_not_end_the_mirror(mirrored: Mirrored) -> None:
+    world, worker = mirrored.world, mirrored.worker()
+    shell("sh", "-c", fill(world))
+    passes = mirrored.tell("figures")["passes"][-1]["number"]
+    deadline = time.monotonic() + 30
+    while mirrored.tell("figures")["passes"][-1]["number"] < passes + 4:  # the service writes
+        assert time.monotonic() < deadline, mirrored.status()
+        time.sleep(0.2)
+    emptied(world)
+    log: list[str] = []
+    while not any("no progress was written for" in line for line in log):
+        assert time.monotonic() < deadline, log
+        time.sleep(0.1)
+        log = mirrored.status()["log_tail"]
+    # Of the first line there may be nothing: the log lies on that disk as well.
+    assert sum("No space left on device" in line for line in log) <= 2, log
+    mirrored.until_compared()
+    assert mirrored.worker() == worker
+    outcome, _ = mirrored.cut_over()
+    assert outcome["result"] == "committed", outcome
+    world.assert_live("target")
+
+
+def test_pairs_that_cannot_be_written_down_are_not_begun(cramped: World, tracking: None) -> None:
+    """By them a mirror that is begun again finds its targets."""
+    mirrored = Mirrored(cramped).track()
+    cramped.clone()
+    shell("sh", "-c", fill(cramped))
+    for _ in range(2):
+        with pytest.raises(Told, match="No space left on device"):
+            mirrored.begin()
+        assert mirrored.tell("figures")["holds"] == []
+    cramped.assert_live("source")
+    emptied(cramped)
+    mirrored.begin()
+    mirrored.until_compared()
+
+
+def test_a_root_disk_that_fills_up_in_a_cutover_with_the_mirror(mirrored: Mirrored) -> None:
+    world = mirrored.world
+    outcome, _ = mirrored.cut_over(stop=[fill(world), world.stop_command])
+    assert outcome["result"] == "committed", outcome
+    world.assert_live("target")
+
+
+def test_a_root_disk_that_fills_up_and_a_target_that_cannot_be_used(mirrored: Mirrored) -> None:
+    """There is room for the way back, and for what the mirror has to write down on it."""
+    world, worker = mirrored.world, mirrored.worker()
+    dies = f'test "$(cat {world.side})" = source || exit 1; {world.start_command}'
+    stop = [fill(world), f"{world.stop_command} || true"]
+    outcome, _ = mirrored.cut_over(stop=stop, start=[dies])
+    assert (outcome["result"], outcome["live"]) == ("reverted", "source"), outcome
+    assert "while going back" not in outcome["reason"], outcome["reason"]
+    world.assert_live("source")
+    assert mirrored.worker() == worker
+    emptied(world)
+    mirrored.until_compared()
+    outcome, _ = mirrored.cut_over()
+    assert outcome["result"] == "committed", outcome
+    world.assert_live("target")
 
 
 def test_a_target_that_is_too_small_fails_the_pass_and_the_cutover(world: World) -> None:
