@@ -31,6 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from lab.api import Lab
 from lab.cloud import Refused
 from lab.errors import LabError
+from tests.lab.kept import Kept
 from tests.lab.naming import RUN, named
 from tests.lab.volferry_command import Command, Guest, clean
 
@@ -157,6 +158,14 @@ def servers(lab: Lab) -> Iterator[Servers]:
     made = Servers(lab)
     yield made
     made.drop_all()
+
+
+@pytest.fixture(scope="module")
+def kept(lab: Lab, servers: Servers) -> Iterator[Kept]:
+    """A volume in use that all tests of a file share."""
+    one = Kept(lab, servers)
+    yield one
+    one.drop()
 
 
 @pytest.fixture

@@ -14,7 +14,6 @@ import random
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -42,13 +41,6 @@ if not EVERY:
     ON = {one: sorted(CHANCE.sample(ON[one], SAMPLE), key=ON[one].index)}
     BACK = [CHANCE.choice([cut for cut in BACK if cut[0] != one])]
     AGAIN = []
-
-
-@pytest.fixture(scope="module")
-def kept(lab: Lab, servers: Any) -> Iterator[Kept]:
-    one = Kept(lab, servers)
-    yield one
-    one.drop()
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -17,13 +16,6 @@ from tests.lab.kept import Kept
 from tests.lab.volferry_command import UNIT, Command, Guest, marked, words
 
 pytestmark = pytest.mark.lab
-
-
-@pytest.fixture(scope="module")
-def kept(lab: Lab, servers: Any) -> Iterator[Kept]:
-    one = Kept(lab, servers)
-    yield one
-    one.drop()
 
 
 @pytest.fixture
