@@ -320,7 +320,7 @@ def test_an_install_that_is_killed_at_any_moment(guest: Guest, then: str) -> Non
         killed = killed_before_call(number, lambda: guest.install(*sources))
         made = {path.name: path.read_text() for path in claims.glob("*")}
         assert made.items() <= whole.items(), number
-        assert {one["transfer"] for one in guest.call("leftovers")["left"]} <= {guest.transfer}
+        assert {one["transfer"] for one in files_left(guest)} <= {guest.transfer}
         if then == "resume":
             guest.install(*sources)
             assert {path.name: path.read_text() for path in claims.iterdir()} == whole
@@ -348,4 +348,4 @@ def test_a_claim_that_names_nobody_is_left_to_a_person(guest: Guest) -> None:
     (guest.root / "base" / "claims" / str(SOURCE["volume_id"])).touch()
     with pytest.raises(Told, match=r"claimed by transfer '\(unknown\)'"):
         guest.install(SOURCE)
-    assert "(unknown)" in {one["transfer"] for one in guest.call("leftovers")["left"]}
+    assert "(unknown)" in {one["transfer"] for one in files_left(guest)}
