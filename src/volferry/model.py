@@ -600,13 +600,6 @@ class Outcome(Noun):
     fstab_changes: tuple[str, ...] = ()
     """Lines that had to name the filesystem instead of the disk, in words."""
 
-    @staticmethod
-    def fate_of_what_was_written(method: str) -> str:
-        """... by services while they ran on a target that was then left."""
-        if method == "mirror":
-            return "is lost: the target follows the source again"
-        return "is on the target alone"
-
 
 class State(enum.StrEnum):
     RUNNING = "running"

@@ -62,6 +62,11 @@ def test_a_unit_that_is_stopping_has_its_own_time_for_it(
     assert ending_s("db.service") == seconds
 
 
+def test_a_systemd_that_tells_nothing_keeps_no_unit_from_being_started(here: Path) -> None:
+    (here / "span").write_text("")
+    assert ending_s("db.service") == 0.0
+
+
 def test_a_unit_is_started_and_looked_at_and_nothing_more(here: Path) -> None:
     start_unit("db.service", 5)
     assert calls(here) == ["start", "show"]

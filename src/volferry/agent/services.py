@@ -8,6 +8,7 @@ from typing import Dict, List
 
 from volferry.agent.basics import (
     AgentError,
+    Log,
     Place,
     Ran,
     end_process,
@@ -69,8 +70,12 @@ SPAN_S = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400
 
 def ending_s(name: str) -> float:
     """How long systemd may take yet to end a unit that is stopping: its TimeoutStopSec, an hour at
-    most. 0 for any other one, and for one that may take for ever."""
-    facts = show([name])[name]
+    most. 0 for any other one, for one that may take for ever, and where systemd does not tell."""
+    try:
+        facts = show([name])[name]
+    except AgentError as error:
+        Log.say("{}: {}".format(name, error.what))
+        return 0.0
     if facts.get("ActiveState") != "deactivating":
         return 0.0
     parts = re.findall(r"([0-9.]+)([a-z]+)", facts.get("TimeoutStopUSec", ""))

@@ -79,8 +79,8 @@ class Channel(abc.ABC):
     async def __aenter__(self) -> Self:
         try:
             await self.open()
-        except BaseException:
-            await self.close()  # a half-open one has a process and a folder already
+        except BaseException:  # a Ctrl-C's too: a half-open one has a process and a folder already
+            await self.close()
             raise
         return self
 

@@ -79,10 +79,18 @@ class Method(abc.ABC):
     name: ClassVar[str] = ""
     preference: ClassVar[int]
     """The one with the lowest that does not decline is taken."""
+    keeps_a_left_target: ClassVar[bool] = True
+    """What services wrote to a target that was then left stays there until the transfer goes on."""
 
     def __init_subclass__(cls) -> None:
         cls.name = cls.__module__.rpartition(".")[2]
         cls.registry[cls.name] = cls
+
+    def fate_of_late_writes(self) -> str:
+        """What becomes of these, for a sentence."""
+        if self.keeps_a_left_target:
+            return "is on the target alone"
+        return "is lost: the target follows the source again"
 
     # ---- for the plan: pure ----------------------------------------------------------------------
 

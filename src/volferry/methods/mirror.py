@@ -53,6 +53,7 @@ MIN_PASSES = 2
 
 class Mirror(Method):
     preference: ClassVar[int] = 10
+    keeps_a_left_target: ClassVar[bool] = False
 
     # ---- for the plan ----------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 import textwrap
 
+from volferry.methods import method
 from volferry.model import State
 from volferry.report.lines import PASS_HEAD, Line, failure, pass_row
 from volferry.report.story import Move, Report, VolumeEnd, source_state, verdict
@@ -110,7 +111,7 @@ def _downtime(report: Report) -> list[Line]:
             lines += _prose(
                 "",
                 f"services had run on the target for {duration(gone.was_live_s)}: what they wrote "
-                f"then {gone.fate_of_what_was_written(report.method)}",
+                f"then {method(report.method).fate_of_late_writes()}",
             )
     return lines
 

@@ -50,8 +50,8 @@ class Cutover(Step):
         if outcome.result != "committed":
             raise Stop(
                 f"the guest took the cutover back: {outcome.reason}",
-                data=_left_with(outcome, ctx.plan.method),
-                hint=_ways_on(ctx.transfer_id, outcome, ctx.plan.method),
+                data=_left_with(ctx, outcome),
+                hint=_ways_on(ctx, outcome),
             )
         return {
             **self._receipt(ctx, outcome),
@@ -140,13 +140,14 @@ def is_standby(ctx: Context) -> bool:
     return bool(ctx.known.get("cutover", {}).get("outcome", {}).get("standby"))
 
 
-def _ways_on(transfer_id: str, outcome: Outcome, method: str) -> str:
+def _ways_on(ctx: Context, outcome: Outcome) -> str:
+    transfer_id = ctx.transfer_id
     if not outcome.was_live_s:
         return (
             f"volferry resume {transfer_id}     syncs again and tries once more\n"
             f"volferry rollback {transfer_id}   removes what was made"
         )
-    if method == "mirror":
+    if not ctx.method.keeps_a_left_target:
         return (
             f"volferry resume {transfer_id}     syncs again and tries once more\n"
             f"volferry rollback {transfer_id} --accept-loss   removes what was made"
@@ -158,13 +159,13 @@ def _ways_on(transfer_id: str, outcome: Outcome, method: str) -> str:
     )
 
 
-def _left_with(outcome: Outcome, method: str) -> str:
+def _left_with(ctx: Context, outcome: Outcome) -> str:
     """What a cutover that was taken back means for the data and the service."""
     lost = "nothing was lost"
     if outcome.was_live_s:
         lost = (
             f"services had run on the target for {outcome.was_live_s:.1f} s: what they wrote then "
-            + outcome.fate_of_what_was_written(method)
+            + ctx.method.fate_of_late_writes()
         )
     if outcome.problems:
         return (

@@ -98,15 +98,16 @@ class Target(Step):
         timeouts = ctx.plan.wanted.timeouts
         every = [made["volume_id"] for made in receipt["targets"]]
         for volume_id in every:
-            with contextlib.suppress(NotFound, Stop):
+            with contextlib.suppress(NotFound):
                 volume = await ctx.cloud.volume(volume_id)
                 # Cinder deletes nothing that is still being made, but what ended in error.
                 if volume.status == "creating":
-                    await ctx.cloud.wait_volume(
-                        volume_id,
-                        deadline_s=timeouts.create_s,
-                        progress=follow(ctx, f"volume {volume_id}, which is still being made"),
-                    )
+                    with contextlib.suppress(Stop):
+                        await ctx.cloud.wait_volume(
+                            volume_id,
+                            deadline_s=timeouts.create_s,
+                            progress=follow(ctx, f"volume {volume_id}, which is still being made"),
+                        )
                 # From compute 2.101 on an attach is accepted before anything can be seen of it, and
                 # may come after it was taken back.
                 elif volume.status in ATTACHED and volume.metadata.get(MARK) == ctx.transfer_id:
