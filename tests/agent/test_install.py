@@ -342,6 +342,38 @@ def test_an_uninstall_that_is_killed_at_any_moment_is_said_again(guest: Guest) -
     assert 10 < number < 199
 
 
+@pytest.mark.parametrize("then", ["said again", "taken back", "uninstalled"])
+def test_files_of_the_guest_that_are_killed_while_they_are_written(guest: Guest, then: str) -> None:
+    """Nothing is left beside them: a rule of ours, and the user's own file."""
+    guest.install(SOURCE)
+    rule = guest.root / "etc" / "udev" / "rules.d" / "10-x.rules"
+    fstab = guest.root / "etc" / "fstab"
+
+    def apply(**files: str | None) -> None:
+        contents = {"rule": rule, "fstab": fstab}
+        guest.call("apply", files=[{"path": str(contents[name]), "content": content}
+                                   for name, content in files.items()])  # fmt: skip
+
+    for number in range(1, 200):
+        fstab.write_text("old\n")
+        killed = killed_before_call(number, lambda: apply(rule="rule\n", fstab="new\n"))
+        assert fstab.read_text() in ("old\n", "new\n")
+        if then == "said again":
+            apply(rule="rule\n", fstab="new\n")
+        elif then == "taken back":
+            apply(rule=None, fstab="old\n")
+        else:
+            apply(fstab="old\n")
+            assert guest.call("uninstall", files=[str(rule)])["left"] == []
+            guest.install(SOURCE)
+        names = {path.name for path in (guest.root / "etc").rglob("*") if path.is_file()}
+        assert names == ({fstab.name, rule.name} if then == "said again" else {fstab.name}), number
+        if not killed:
+            break
+        rule.unlink(missing_ok=True)
+    assert 15 < number < 199
+
+
 def test_a_claim_that_names_nobody_is_left_to_a_person(guest: Guest) -> None:
     """What an older agent left that died between making and writing it."""
     guest.install({**SOURCE, "volume_id": "another-volume"})

@@ -212,8 +212,7 @@ def write_atomically(path: str, content: bytes, mode: int) -> None:
 
 def replace_file(path: str, content: bytes, mode: int, durable: bool) -> None:
     raw = to_bytes(path)
-    folder, name = os.path.split(raw)
-    temporary = os.path.join(folder, b"." + name + b".volferry-tmp")
+    temporary = unfinished(path)
     with contextlib.suppress(FileNotFoundError):
         os.unlink(temporary)
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -235,7 +234,13 @@ def replace_file(path: str, content: bytes, mode: int, durable: bool) -> None:
         os.close(fd)
     os.rename(temporary, raw)
     if durable:
-        fsync_directory(folder)
+        fsync_directory(os.path.dirname(raw))
+
+
+def unfinished(path: str) -> bytes:
+    """Where the new content of a file is written, which a killed writer leaves."""
+    folder, name = os.path.split(to_bytes(path))
+    return os.path.join(folder, b"." + name + b".volferry-tmp")
 
 
 def write_json(path: str, value: Any) -> None:

@@ -25,6 +25,7 @@ from volferry.agent.basics import (
     safe_name,
     to_bytes,
     to_text,
+    unfinished,
     write_atomically,
     write_json,
 )
@@ -160,6 +161,8 @@ def put_file(state_dir: str, path: str, content: Optional[str], mode: Optional[i
     before = current_content(path)
     wanted = None if content is None else to_bytes(content)
     if before == wanted:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(unfinished(path))
         return False
     keep_backup(state_dir, path, before)
     raw = to_bytes(path)
@@ -320,9 +323,9 @@ def verb_uninstall(place: Place, request: Json) -> Json:
     left += kept
     for path in request.get("files", []):
         try:
-            if current_content(path) is not None:
-                unlink_durably(path)
-                removed.append(path)
+            there = current_content(path) is not None
+            unlink_durably(path)
+            removed += [path] if there else []
         except (AgentError, OSError) as error:
             left.append("{}: {}".format(path, error))
     if request.get("files") and place.has_udev:

@@ -35,6 +35,7 @@ from volferry.agent.basics import (
     safe_name,
     to_bytes,
     told_limit,
+    unfinished,
     write_atomically,
     write_json,
 )
@@ -338,9 +339,11 @@ def link(path: str, at: str) -> None:
 
 
 def unlink_durably(path: str) -> None:
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(to_bytes(path))
-        fsync_directory(to_bytes(os.path.dirname(path)))
+    """The file, and what a killed writer of it left."""
+    for one in (unfinished(path), to_bytes(path)):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(one)
+            fsync_directory(os.path.dirname(one))
 
 
 def spawn_orphan(argv: List[str]) -> None:

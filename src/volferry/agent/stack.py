@@ -202,7 +202,7 @@ def close_group(place: Place, layer: Json, deadline: float) -> None:
 
 def close_mapping(place: Place, layer: Json, deadline: float) -> None:
     # Never "systemctl stop" of its unit: systemd unmounts what is mounted from it (seen with 252).
-    close_with(place, layer, ["cryptsetup", "close", layer["name"]], deadline)
+    close_with(place, layer, ["cryptsetup", "close", "--", layer["name"]], deadline)
 
 
 def close_array(place: Place, layer: Json, deadline: float) -> None:
@@ -281,7 +281,7 @@ def open_mapping(place: Place, layer: Json, members: List[str], deadline: float)
         argv = ["systemctl", "restart", "--", unit]
     elif layer["key"]:
         argv = ["cryptsetup", "open", "--type", "luks", "--key-file", layer["key"]]
-        argv += crypttab_options(place, layer["name"]) + members + [layer["name"]]
+        argv += [*crypttab_options(place, layer["name"]), "--", *members, layer["name"]]
     else:
         raise AgentError("refused", "{} has no key but a person's".format(layer["name"]))
     ran = run(argv, seconds_to(deadline))
