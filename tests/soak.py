@@ -24,7 +24,7 @@ from lab.api import Lab
 from lab.errors import LabError
 from tests.faults.cloud.proxy import FAULTS, Proxy
 from tests.faults.lab.relay import Relay
-from tests.faults.lab.scene import PATIENT_S, Scene
+from tests.faults.lab.scene import DIES_ON_THE_TARGET, PATIENT_S, Scene
 from tests.lab.volferry_command import clean
 from volferry.model import State
 
@@ -36,7 +36,10 @@ LAYOUTS = (
 """What lies on the disk, and the filesystem on that."""
 # A request that is never answered is given up after a minute: too long to come at random.
 OF_THE_CLOUD = [name for name, fault in FAULTS.items() if fault.what != "silence"]
-OF_THE_REST = ("none", "controller killed", "guest reset", "ssh cut", "agent killed", "rolled back")
+OF_THE_REST = (
+    "none", "controller killed", "guest reset", "guest rebooted", "ssh cut", "agent killed",
+    "clock set", "service dies on the target", "rolled back",
+)  # fmt: skip
 METHODS = ("rsync", "mirror")
 ONE_IN = 25
 """So many requests to the cloud for each that meets a fault."""
@@ -147,6 +150,15 @@ class Soak:
             running.kill()
         elif fault == "guest reset":
             scene.reset()
+        elif fault == "guest rebooted":
+            scene.reboot()
+        elif fault == "clock set":
+            scene.set_clock(self.random.choice(("-2 hours", "+1 day")))
+        elif fault == "service dies on the target":
+            with scene.unit_with(DIES_ON_THE_TARGET):
+                running.wait(PATIENT_S)
+            scene.until(scene.is_active, "the service is back on the source")
+            scene.give_up(scene.volferry.log.read_text())
         elif fault == "ssh cut":
             scene.relay.cut(self.random.choice((1, 5, 30)))
         elif fault == "agent killed":

@@ -4,7 +4,7 @@ import contextlib
 import re
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from lab.api import Lab
@@ -18,6 +18,11 @@ MOUNT = "/srv/data"
 PATIENT_S = 600.0
 WHOLE_LINE = re.compile(r"\d{13}")
 """A reset may leave the beginning of a line whose write was never acknowledged."""
+DISKS = f"findmnt -nvro SOURCE {MOUNT} | xargs lsblk -nrso KNAME,TYPE | grep -w disk"
+DIES_ON_THE_TARGET = (
+    f"ExecStartPost=/bin/sh -c '{DISKS} | cmp - /var/tmp/source || (sleep 1; kill -9 $MAINPID) &'"
+)
+"""For ``unit_with``: the service starts there, and is gone a second later."""
 
 
 class Scene:
@@ -45,6 +50,22 @@ class Scene:
     def put_in_use(self, fstype: str, stack: str = "bare") -> None:
         self.lab.attach(self.guest.name, self.guest.volume_id)
         self.guest.put_in_use(fstype, stack=stack)
+
+    @contextlib.contextmanager
+    def unit_with(self, line: str) -> Iterator[None]:
+        """One line more in the unit of the service."""
+        folder = f"/etc/systemd/system/{UNIT}.d"
+        self.guest.sh(
+            f"{DISKS} > /var/tmp/source; mkdir -p {folder}; "
+            f"cat > {folder}/bad.conf <<'END'\n[Service]\n{line}\nEND\nsystemctl daemon-reload"
+        )
+        try:
+            yield
+        finally:
+            self.guest.sh(f"rm -rf {folder}; systemctl daemon-reload")
+
+    def set_clock(self, shift: str) -> None:
+        self.guest.sh(f"timedatectl set-ntp false; date -s \"$(date -d '{shift}')\"")
 
     # ---- carrying --------------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.faults.lab.scene import MOUNT, Scene
+from tests.faults.lab.scene import DIES_ON_THE_TARGET, Scene
 from tests.lab.volferry_command import UNIT
 
 pytestmark = pytest.mark.lab
@@ -235,18 +235,12 @@ def test_the_target_is_detached_by_somebody_else_in_the_middle_of_the_sync(scene
     [
         ("ExecStop=/bin/sleep 400\nTimeoutStopSec=500", "--cutover-timeout"),
         ("ExecStop=/bin/sh -c 'kill -9 $MAINPID; sleep 6'", ""),
-        (f"ExecStartPost=/bin/sh -c 'findmnt -nro SOURCE {MOUNT} | cmp - /var/tmp/source || "
-         "(sleep 1; kill -9 $MAINPID) &'", "while settling"),
+        (DIES_ON_THE_TARGET, "while settling"),
     ],
     ids=["does not stop", "stops slowly", "starts and dies at once"],
-)  # fmt: skip
+)
 def test_a_unit_that_behaves_badly(scene: Scene, line: str, said: str) -> None:
-    folder = f"/etc/systemd/system/{UNIT}.d"
-    scene.guest.sh(
-        f"findmnt -nro SOURCE {MOUNT} > /var/tmp/source; mkdir -p {folder}; "
-        f"cat > {folder}/bad.conf <<'END'\n[Service]\n{line}\nEND\nsystemctl daemon-reload"
-    )
-    try:
+    with scene.unit_with(line):
         more = ("--cutover-timeout", "30s", "--settle", "10s")
         done = scene.volferry(*scene.words("--type", "cbs-standard", *more), code=1 if said else 0)
         assert said in done.stderr
@@ -254,8 +248,6 @@ def test_a_unit_that_behaves_badly(scene: Scene, line: str, said: str) -> None:
             scene.until(scene.is_active, f"{UNIT} is active")
             scene.give_up(done.stderr)
             scene.check(scene.guest.volume_id)
-    finally:
-        scene.guest.sh(f"rm -rf {folder}; systemctl daemon-reload")
     scene.resume_to_the_end()
     scene.check_done()
 
@@ -267,7 +259,7 @@ def test_the_clock_of_the_guest_is_set_in_the_middle_of_the_sync(scene: Scene, s
     running = scene.begin("--type", "cbs-standard", "--cutover", "manual")
     scene.when(running, "cutover")
     transfer = scene.volferry.transfer()
-    scene.guest.sh(f"timedatectl set-ntp false; date -s \"$(date -d '{shift}')\"")
+    scene.set_clock(shift)
     scene.volferry("cutover", transfer, "--now")
     running.wait(600)
     scene.resume_to_the_end()
