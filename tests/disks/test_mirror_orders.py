@@ -90,6 +90,24 @@ def test_a_target_that_cannot_be_one_is_refused_and_a_right_one_taken_afterwards
     assert hidden(world)
 
 
+def test_one_that_could_not_begin_again_is_told_by_its_own_error(world: World) -> None:
+    """Its target went away while it was down: what it has to say is why, not that it is gone."""
+    mirror = Mirrored(world.make("ext4")).track()
+    world.clone()
+    mirror.begin()
+    world.guest.call("stop", lane="mirror")
+    gone = {**world.target.ref, "path": str(world.guest.root / "gone")}
+    orders = json.loads((mirror.folder / "orders.json").read_text())
+    orders["pairs"][0]["target"] = gone
+    (mirror.folder / "orders.json").write_text(json.dumps(orders))
+    world.guest.start("mirror", mirror.request, job_id="mirror-2")
+    with pytest.raises(Told, match=r"no disk in the guest answers to volume .*: it has ") as told:
+        mirror.begin()
+    assert told.value.kind == "doubt"
+    assert told.value.error["data"].endswith("the live side is untouched")
+    assert told.value.error["hint"] == "if somebody detached it, attach it to the server again"
+
+
 def test_the_source_itself_is_no_target(world: World) -> None:
     mirror = Mirrored(world.make("ext4")).track()
     world.target = world.source

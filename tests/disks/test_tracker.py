@@ -305,9 +305,8 @@ def test_a_filter_that_the_kernel_refuses_is_told_and_leaves_nothing(
     disks: Disks, track: Callable[..., Tracker], tracefs: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Tracker, "filter", property(lambda self: 'rwbs !~ "R*"'))
-    with pytest.raises(AgentError, match="refuses the filter") as raised:
+    with pytest.raises(AgentError, match=r"refuses the filter .*Invalid"):
         track(disks.blank("data", 8))
-    assert "Invalid" in raised.value.data
     assert left(tracefs) == []
 
 

@@ -113,13 +113,13 @@ def look_for(place: Place, ref: Json) -> Optional[Disk]:
         if len(volume_id) < 8:
             raise AgentError("usage", "a disk needs its volume id, got {!r}".format(volume_id))
         found = [disk for disk in disks if disk.answers_to(volume_id)]
-    everything = "the guest has: " + ("; ".join(disk.told() for disk in disks) or "no disk")
     name = ref.get("volume_id") or ref.get("path")
     if len(found) > 1:
         raise AgentError(
             "doubt",
-            "{} disks answer to volume '{}', expected one".format(len(found), name),
-            everything,
+            "{} disks answer to volume '{}', expected one: the guest has {}".format(
+                len(found), name, listed(disks)
+            ),
         )
     wanted = ref.get("size_bytes") or 0
     if found and wanted and found[0].size_bytes != wanted:
@@ -128,7 +128,6 @@ def look_for(place: Place, ref: Json) -> Optional[Disk]:
             "volume '{}' is {} in the guest with {} bytes, expected {}".format(
                 name, found[0].kname, found[0].size_bytes, wanted
             ),
-            everything,
         )
     return found[0] if found else None
 
@@ -138,12 +137,16 @@ def resolve(place: Place, ref: Json) -> Disk:
     if disk is None:
         raise AgentError(
             "doubt",
-            "no disk in the guest answers to volume '{}'".format(
-                ref.get("volume_id") or ref.get("path")
+            "no disk in the guest answers to volume '{}': it has {}".format(
+                ref.get("volume_id") or ref.get("path"), listed(all_disks(place))
             ),
-            "the guest has: " + "; ".join(other.told() for other in all_disks(place)),
+            hint="if somebody detached it, attach it to the server again",
         )
     return disk
+
+
+def listed(disks: List[Disk]) -> str:
+    return ", ".join(disk.told() for disk in disks) or "none"
 
 
 class Device(NamedTuple):

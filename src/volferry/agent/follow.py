@@ -170,7 +170,7 @@ class Follower:
             try:
                 watch.close()
             except AgentError as error:
-                Log.say("{}: {}".format(error.what, error.data))
+                Log.say(error.what)
 
     def take_watched(self) -> None:
         """Nobody writes to the targets any more: what was written there is to be copied again."""

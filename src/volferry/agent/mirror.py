@@ -180,7 +180,7 @@ class Mirror(Follower):
         self.orders.put(order)
         while not order.done.wait(timeout=1.0):
             if self.ending and not order.done.wait(timeout=5.0):
-                raise AgentError("failed", "the mirror ended before '{}'".format(do))
+                raise AgentError("missing", "the mirror ended before '{}'".format(do))
         if order.error is not None:
             raise order.error
         result: Json = order.result
@@ -211,7 +211,7 @@ class Mirror(Follower):
     def refuse_orders(self) -> None:
         while not self.orders.empty():
             order = self.orders.get()
-            order.error = AgentError("failed", "the mirror has ended")
+            order.error = AgentError("missing", "the mirror has ended")
             order.done.set()
 
     def settings(self, message: Json) -> Json:
@@ -325,7 +325,7 @@ class Mirror(Follower):
         try:
             self.begin_watch()
         except AgentError as error:
-            Log.say("the targets: {}: {}".format(error.what, error.data))
+            Log.say("the targets: {}".format(error.what))
         raise_priority()
         for side in self.sides:
             assert side.pair is not None

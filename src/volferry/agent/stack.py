@@ -229,10 +229,12 @@ def close_with(place: Place, layer: Json, argv: List[str], deadline: float) -> N
     where = "mounted on " + ", ".join(mounted) if mounted else "no process is seen to hold it"
     raise AgentError(
         "busy",
-        "{} cannot be closed: {}, still after {}".format(
-            layer["name"], ran.complaint, told_limit(most_s)
+        "{} cannot be closed: {} ({}), still after {}".format(
+            layer["name"],
+            ran.complaint,
+            "held by: " + who if who else where,
+            told_limit(most_s),
         ),
-        "held by: " + who if who else where,
     )
 
 

@@ -96,9 +96,7 @@ class Counters:
     def read(self) -> int:
         fields = read_line(self.path).split()
         if len(fields) < 11:
-            raise AgentError(
-                "doubt", "a tracked disk is gone", "{}: {!r}".format(self.path, fields)
-            )
+            raise AgentError("doubt", "a tracked disk is gone ({}: {!r})".format(self.path, fields))
         return int(fields[6]) + (int(fields[13]) if len(fields) > 13 else 0)
 
     def look(self) -> None:
@@ -120,7 +118,7 @@ class TrackedDisk:
 
     def __init__(self, dev: str, tracked: Tracked, sys_path: str) -> None:
         if tracked.chunk_bytes % SECTOR or tracked.chunk_bytes <= 0 or tracked.size_bytes <= 0:
-            raise AgentError("usage", "a disk cannot be tracked so", "{}: {}".format(dev, tracked))
+            raise AgentError("usage", "{} cannot be tracked as {}".format(dev, tracked))
         self.dev = dev
         major, _, minor = dev.partition(":")
         self.kernel_dev = int(major) << 20 | int(minor)  # MKDEV(), not the dev_t of user space
@@ -214,7 +212,7 @@ class Tracker:
         except (OSError, ValueError) as error:
             self.close()
             raise AgentError(
-                "failed", "writes cannot be tracked", "{}: {}".format(self.path, error)
+                "failed", "writes cannot be tracked: {}: {}".format(self.path, error)
             ) from error
         except BaseException:  # a signal's too: the instance would outlive us
             self.close()
@@ -270,11 +268,10 @@ class Tracker:
                 if time.monotonic() > deadline:
                     raise AgentError(
                         "failed",
-                        "the trace instance cannot be removed, still after {}".format(
-                            told_limit(REMOVE_S)
+                        "the trace {} cannot be removed: {}, still after {}".format(
+                            self.path, error.strerror, told_limit(REMOVE_S)
                         ),
-                        "{}: {}".format(self.path, error.strerror),
-                        "rmdir {} once nobody reads in it".format(self.path),
+                        hint="rmdir {} once nobody reads in it".format(self.path),
                     ) from error
                 time.sleep(0.05)
             else:
@@ -317,8 +314,7 @@ class Tracker:
         except OSError as error:
             raise AgentError(
                 "busy" if os.path.isdir(self.path) else "failed",
-                "writes cannot be tracked",
-                "{}: {}".format(self.path, error.strerror),
+                "writes cannot be tracked: {}: {}".format(self.path, error.strerror),
             ) from error
 
     def _set_filter(self) -> None:
@@ -329,8 +325,7 @@ class Tracker:
             said = one_line(self._read(file))
             raise AgentError(
                 "failed",
-                "the kernel refuses the filter of the trace",
-                "{} ({})".format(said, error),
+                "the kernel refuses the filter of the trace: {} ({})".format(said, error),
             ) from error
 
     def _begin_to_count(self) -> None:
@@ -354,7 +349,7 @@ class Tracker:
                 if error.errno == errno.ENODEV:  # never online so far: it has no buffer yet
                     return
                 raise AgentError(
-                    "doubt", "the trace cannot be read", "{}: {}".format(cpu, error.strerror)
+                    "doubt", "the trace of {} cannot be read: {}".format(cpu, error.strerror)
                 ) from error
             if not page:
                 return
@@ -508,7 +503,7 @@ def why_no_tracking(place: Place, paths: Iterable[str]) -> str:
         trial.open()
         trial.close()
     except AgentError as error:
-        return one_line("{}: {}".format(error.what, error.data))
+        return one_line(error.what)
     return ""
 
 

@@ -37,6 +37,8 @@ from volferry.agent.mirror import Mirror
 from volferry.agent.passes import LivePass
 from volferry.agent.prepare import Preparation
 
+MIRROR_ENDED = "the mirror has ended and copies nothing any more; the live side is untouched"
+
 
 def work(state_dir: str) -> int:
     """Do the job of ``job.json``, or take up what a killed worker left. -> exit code: 0 tells the
@@ -114,19 +116,23 @@ def early(state_dir: str) -> int:
 
 def verb_tell(place: Place, request: Json) -> Json:
     """Say something to the mirror over its socket; its answer. One that has only been started does
-    not listen before it tracks: that is waited for."""
-    folder = lane_dir(place, request["transfer"], "mirror")
+    not listen before it tracks: that is waited for. One that ended instead is told by its own
+    error, which it writes once it has let go of everything."""
+    job = Job(place, lane_dir(place, request["transfer"], "mirror"))
     timeout_s = float(request.get("timeout_s") or 60.0)
     deadline = time.monotonic() + timeout_s
     while True:
         try:
             left_s = max(0.1, deadline - time.monotonic())
-            result: Json = ask_listener(folder, request["message"], left_s)
+            result: Json = ask_listener(job.state_dir, request["message"], left_s)
         except AgentError as error:
             if error.kind != "missing" or time.monotonic() >= deadline:
                 raise
-            if Job(place, folder).state() != "running":
-                raise
+            if job.state() != "running":
+                ended = job.read_status().get("error")
+                if ended is None:
+                    raise
+                raise AgentError(**dict(ended, data=ended["data"] or MIRROR_ENDED))
             time.sleep(0.1)
         else:
             return result

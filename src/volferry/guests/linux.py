@@ -68,7 +68,7 @@ _MEANS: dict[str, tuple[str, str]] = {
     "status": ("what runs in the guest goes on", _MEND),
     "stop": ("what runs in the guest goes on", _MEND),
     "tell": (
-        "the service's data was not touched; the mirror goes on as before",
+        "the service's data was not touched",
         "volferry watch ID   shows what it does; say it again while it runs",
     ),
     "uninstall": ("no data was touched; what is left in the guest does no harm", _MEND),
