@@ -82,7 +82,9 @@ class Mirror:
         return done_bytes / (1 << 20)
 
     def stop(self) -> None:
+        """Without its orders: the next one would go on with this one's target."""
         self.guest.call("stop", lane="mirror")
+        (self.guest.state_dir / "mirror" / "orders.json").unlink(missing_ok=True)
 
     def worker(self) -> int:
         text = (self.guest.state_dir / "mirror" / "worker.json").read_text()
