@@ -177,6 +177,49 @@ def test_killed_in_a_phase_it_compares_everything_again(world: World, phase: str
     assert differing_bytes(world) == ""
 
 
+def test_killed_by_a_power_cut_that_took_the_progress_it_compares_everything_again(
+    world: World,
+) -> None:
+    """XFS: the new name of the file is there, and nothing in it."""
+    mirror = Mirrored(world.make("ext4")).track()
+    world.clone()
+    mirror.begin()
+    mirror.until_compared()
+    mirror.cut()
+    (mirror.folder / "status.json").write_text("")
+    assert mirror.wait()["state"] == "died"
+    world.guest.start("mirror", mirror.request, job_id="mirror-1")
+    mirror.until_begun_again()
+    figures = mirror.until_compared()
+    assert sum(one["bytes_compared"] for one in figures["passes"]) >= everything(world)
+
+
+def test_told_to_end_while_it_takes_what_was_written_it_ends(world: World) -> None:
+    flag = world.guest.root / "ending"
+    mirror = Mirrored(world.make("ext4"))
+    mirror.mutate(
+        f"""
+drain_all = Tracker.drain
+
+
+def drain(self, sets):
+    if threading.current_thread() is threading.main_thread() and os.path.exists({str(flag)!r}):
+        os.unlink({str(flag)!r})
+        os.kill(os.getpid(), signal.SIGTERM)
+    return drain_all(self, sets)
+
+
+Tracker.drain = drain
+"""
+    ).track()
+    world.start_writer()
+    world.clone()
+    flag.touch()
+    mirror.begin()
+    assert mirror.wait()["error"]["what"] == "the job was stopped on request"
+    assert not flag.exists()
+
+
 # ---- bad disks -----------------------------------------------------------------------------------
 
 

@@ -108,6 +108,47 @@ def test_one_that_could_not_begin_again_is_told_by_its_own_error(world: World) -
     assert told.value.error["hint"] == "if somebody detached it, attach it to the server again"
 
 
+def test_pairs_that_failed_behind_their_opening_can_be_said_again(world: World) -> None:
+    flag = world.guest.root / "udev-is-busy"
+    mirror = Mirrored(world.make("ext4"))
+    mirror.mutate(
+        f"""
+publish_at_once = publish
+
+
+def publish(*more):
+    if os.path.exists({str(flag)!r}):
+        raise AgentError("failed", "udev is busy")
+    return publish_at_once(*more)
+"""
+    ).track()
+    world.clone()
+    flag.touch()
+    for _ in range(2):
+        with pytest.raises(Told, match="udev is busy"):
+            mirror.begin()
+        assert not (mirror.folder / "orders.json").exists()
+    flag.unlink()
+    mirror.begin()
+    mirror.until_compared()
+
+
+def test_settings_bring_no_orders_back_once_the_target_is_shown(world: World) -> None:
+    """A mirror that is begun again by them would hide what is the live side by now."""
+    mirror = Mirrored(world.make("ext4")).track()
+    world.clone()
+    mirror.begin()
+    mirror.until_compared()
+    mirror.tell("set", pace=1.0)
+    orders = mirror.folder / "orders.json"
+    assert json.loads(orders.read_text())["pace"] == 1.0
+    mirror.finish_by_hand(writer=False)
+    mirror.tell("set", bwlimit_bytes_s=5 * MIB)
+    assert not orders.exists()
+    mirror.tell("mask")
+    assert json.loads(orders.read_text())["bwlimit_bytes_s"] == 5 * MIB
+
+
 def test_the_source_itself_is_no_target(world: World) -> None:
     mirror = Mirrored(world.make("ext4")).track()
     world.target = world.source

@@ -37,6 +37,12 @@ FOLLOWING = {"work": "Mirror.set_pace", "swapped": "self.kept.get('swapped')", "
 """After that is on the disk, and before it is answered."""
 SHOWN = {**HIDDEN, "work": "Pair.unmask", "first": "work(self, *more)"}
 """After the source can be recognised again, and before the disk says that it follows no more."""
+LOSING = {
+    "work": "Mirror.final",
+    "swapped": "self.is_swapped",
+    "first": "self.loss = 'made up'; return work(self, *more)",
+}
+"""Once it was told to get ready."""
 
 
 class Swapping:
@@ -117,6 +123,48 @@ def test_a_cutover_killed_around_the_swap_ends_it(world: World, moment: str) -> 
     swapping.assert_live("source", outcome)
     assert later.read_text() == "written on the target"
     assert outcome["was_live_s"] == 0.0
+
+
+def test_a_guest_that_restarts_with_the_source_hidden_shows_it_again(world: World) -> None:
+    """It follows nobody, and without what was kept of it nobody could mount it any more."""
+    swapping = Swapping(world)
+    request = swapping.mirror.cutover_request(keep_standby=True)
+    installed = armed(world, request)
+    killed_at(world, installed, "hiding")
+    swapping.end()
+    shell("blockdev", "--setrw", world.source.loop)
+    shell("wipefs", "-a", world.source.loop)
+    restarted(world)
+    shell("mount", "-o", "nodev,noatime", world.target.loop, world.data[0])
+    outcome = taken_up(world, installed)
+    swapping.assert_live("target", outcome)
+    assert not outcome["standby"]
+    notes = world.guest.status()["result"]["notes"]
+    assert "the source is no standby: its mirror ended before it was one" in notes
+    assert recognised(world.source.loop)
+    assert shell("blockdev", "--getro", world.source.loop).strip() == "1"
+
+
+@pytest.mark.parametrize("fails", ["somebody has a file open", "writes were lost"])
+def test_a_way_back_that_fails_leaves_a_standby_that_follows(world: World, fails: str) -> None:
+    swapping = Swapping(world, **LOSING)
+    later = swapping.moved()
+    with contextlib.ExitStack() as held:
+        if fails == "somebody has a file open":
+            swapping.flag.unlink()
+            held.enter_context((world.data[0] / "held").open("w"))
+        world.guest.start("cutback", {})
+        outcome = world.guest.wait()["result"]["outcome"]
+    swapping.flag.unlink(missing_ok=True)
+    swapping.assert_live("target", outcome)
+    assert "going back was not possible" in outcome["reason"]
+    later.write_text("written since")
+    shell("sync", "-f", later)
+    swapping.follows_again()
+    world.guest.start("cutback", {}, "back-again")
+    outcome = world.guest.wait()["result"]["outcome"]
+    swapping.assert_live("source", outcome)
+    assert later.read_text() == "written since" and outcome["problems"] == []
 
 
 @pytest.mark.parametrize("moment", ["copied", "brought", "back:1", "unstood"])

@@ -117,7 +117,7 @@ IN_THE_AGENT: dict[str, str] = {
     "Mirror.open_pair": "5 s, then the open says who has it",
     "held_target": "10 s, then the open says that somebody has it",
     "Supervisor.start_unit": "10 s, then it is told to start all the same",
-    "Throttle.pay": "a pause, at most 1 s",
+    "Throttle.pay": "a pause of the rate that was asked for; whoever waits ends it",
     "end_process": "5 s, then what is stuck in the kernel is left",
     "in_child": "says that it was cut off, and has what was told by then",
     "locked": "says that it did not get it",

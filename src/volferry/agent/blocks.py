@@ -175,7 +175,9 @@ class DiskFile:
 class Throttle:
     """Holds work down to a rate, and lets the guest's own writes go first."""
 
-    def __init__(self) -> None:
+    def __init__(self, hurries: Callable[[], bool] = lambda: False) -> None:
+        self.hurries = hurries
+        """Whether somebody waits: then a pause is left for later."""
         self.bytes_s: Optional[int] = None
         self.share: Callable[[], float] = lambda: 1.0
         """Part of the time that work may take now, above 0."""
@@ -197,12 +199,16 @@ class Throttle:
         if self.bytes_s:
             pause = max(pause, size / float(self.bytes_s) - took_s)
         self.owed_s += pause
-        if self.owed_s > 0.002:
+        limit = self.bytes_s
+        while self.owed_s > 0.002 and not self.hurries():
             began = time.monotonic()
-            time.sleep(min(self.owed_s, 1.0))
+            time.sleep(min(self.owed_s, PAUSE_S))
             self.owed_s -= time.monotonic() - began
+            if self.bytes_s != limit:  # what was owed by another limit is owed no more
+                self.owed_s = 0.0
 
 
+PAUSE_S = 0.2
 LEAST_BYTES_S = 4 * MIB
 ALONE = 0.9
 

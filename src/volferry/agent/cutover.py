@@ -407,6 +407,17 @@ class Cutover(Recorded):
             self.stand_by()
         else:
             self.notes.append("the source is no standby: its mirror ended before it was one")
+            if self.record["source_hidden"]:
+                self.show_source()
+
+    def show_source(self) -> None:
+        """Not as the live side: as what it would be had no standby been asked for."""
+        problems: List[str] = []
+        if self.tried(problems, self.mover.show_source):
+            self.note(source_hidden=False)
+        for disk in self.disks_found(problems, "source"):
+            self.tried(problems, functools.partial(set_disk_read_only, disk, True))
+        self.notes += ["the source is hidden still: " + problem for problem in problems]
 
     # -- 9. and 10. mount and start
 
@@ -652,6 +663,8 @@ class Cutover(Recorded):
         it would bring up the other side at the next restart."""
         self.mount_and_start_what_was_up(problems, "target")
         self.note(up_again={"monotonic": time.monotonic(), "wall": time.time()})
+        if self.record["standby"]:
+            self.mover.go_on()
         words = "{}; going back was not possible: {}".format(reason, "; ".join(problems))
         return self.conclude("committed", words)
 
@@ -673,6 +686,8 @@ class Cutover(Recorded):
             if self.place.has_systemd:
                 self.supervisor.enable(early=self.detach_first)
         except Exception as error:  # noqa: BLE001 - nothing was touched yet
+            if self.record.get("standby"):
+                self.mover.go_on()
             return self.conclude(live, self.words(error))
         now = time.monotonic()
         self.deadline = now + self.deadline_s

@@ -16,7 +16,7 @@ import time
 from itertools import islice
 from typing import Callable, Dict, List, Optional
 
-from volferry.agent.basics import AgentError, Json, Log, Place
+from volferry.agent.basics import AgentError, Json, Log, Place, Stopped
 from volferry.agent.blocks import Pair, Throttle, chunk_bytes_for
 from volferry.agent.chunks import ChunkSet
 from volferry.agent.disks import Disk, resolve
@@ -93,7 +93,7 @@ class Follower:
         self.notes: List[str] = []
         self.passes: List[Json] = []
         self.phase = "tracking"
-        self.throttle = Throttle()
+        self.throttle = Throttle(self.puts_down)
         self.events = 0
         self.copy_bytes_s = 0.0
         self.compare_bytes_s = 0.0
@@ -105,6 +105,9 @@ class Follower:
     def is_wanted(self) -> bool:
         """Whether somebody waits for the work to be put down."""
         return False
+
+    def puts_down(self) -> bool:
+        return bool(self.is_wanted() or self.ending or self.loss)
 
     # -- what the kernel tells
 
@@ -144,6 +147,8 @@ class Follower:
                     self.loss = self.tracker.lost()
                 if self.watch is not None:
                     self.watch.drain(self.watched)
+            except Stopped:
+                raise
             except Exception as error:  # noqa: BLE001 - whatever it was, events may be gone
                 self.loss = "{}: {}".format(type(error).__name__, error)
                 return 0
@@ -233,9 +238,7 @@ class Follower:
     # -- passes
 
     def tick(self, first: int, count: int, length: int) -> None:
-        if self.is_wanted() or self.ending:
-            raise Waiting()
-        if self.loss:
+        if self.puts_down():
             raise Waiting()
         self.progress["done_bytes"] += length
         self.job.report(self.phase, **self.told())
@@ -417,7 +420,7 @@ class Follower:
     def is_verified(self) -> bool:
         """Every chunk has been compared since its last write, but for what is dirty or waits for
         its comparison."""
-        return self.compared_all and not self.suspect
+        return self.compared_all and not self.suspect and not self.loss
 
     def told(self) -> Json:
         return {"what": self.phase, **self.progress, "figures": self.figures()}

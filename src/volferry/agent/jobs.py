@@ -89,7 +89,12 @@ class Job:
         return job
 
     def read_status(self) -> Json:
-        status: Json = read_json(self.path("status.json")) or {}
+        """Empty for a job that never began. Progress is not forced to disk: after a power cut XFS
+        has the file's new name without its content. Such a job has begun, and did not end."""
+        try:
+            status: Json = read_json(self.path("status.json")) or {}
+        except ValueError:
+            return {"state": "running"}
         return status
 
     # -- written by the worker

@@ -9,7 +9,7 @@ Orders (JSON lines on the socket; those marked * wait for the end of the transfe
 ``ready``*    a cutover is about to begin: copy and compare without a pause while services stop
 ``final``*    {deadline_s, save: bool} nobody writes any more: copy the rest and compare it
 ``unmask``*   write what was withheld, read it back, let go of the targets
-``mask``*     the cutover was taken back: hide the targets and go on
+``mask``*     {swapped: bool} the cutover, or the way back, was given up: hide the targets, go on
 ``standby``*  the target is the live side: note its writes and keep the source current. After it
               ``ready``, ``final`` and ``unmask`` are for the way back
 ``stop``*     end
@@ -76,6 +76,8 @@ class Mirror(Follower):
         if self.kept is not None:  # the roles may have been swapped since
             refs = [pair["source"] for pair in self.kept["pairs"]]
         super().__init__(place, job, request, refs)
+        self.keeping = threading.Lock()
+        """Over the orders on the disk: settings change them from a thread of their own."""
         self.orders: "queue.Queue[Order]" = queue.Queue()
         self.began_pairs = False
         self.pace = DEFAULT_PACE
@@ -164,7 +166,8 @@ class Mirror(Follower):
         return not self.orders.empty()
 
     def forget_orders(self) -> None:
-        unlink_durably(self.job.path(ORDERS))
+        with self.keeping:
+            unlink_durably(self.job.path(ORDERS))
 
     def obey(self, message: Json) -> Json:
         """In the listener's thread."""
@@ -226,9 +229,11 @@ class Mirror(Follower):
         if pace is not None:
             self.set_pace(float(pace))
         now = {"bwlimit_bytes_s": self.throttle.bytes_s, "pace": self.pace}
-        if self.kept is not None and self.began_pairs:
-            self.kept.update(now)
-            write_json(self.job.path(ORDERS), self.kept)
+        with self.keeping:
+            if self.kept is not None and self.began_pairs:
+                self.kept.update(now)
+                if not self.shown:  # a process that finds orders hides the targets that they name
+                    write_json(self.job.path(ORDERS), self.kept)
         return now
 
     def set_pace(self, pace: float) -> None:
@@ -256,6 +261,11 @@ class Mirror(Follower):
             for side in self.sides:
                 assert side.pair is not None
                 self.refuse_if_recognised(side.pair.target_disk)
+            disks = [side.pair.target_disk for side in self.sides if side.pair is not None]
+            before = time.monotonic()
+            publish(self.place, disks, True, False, 30.0)
+            self.publish_s = time.monotonic() - before
+            self.systemctl_s = time_systemctl(self.place)
             if message is not self.kept:
                 write_json(self.job.path(ORDERS), message)
         except BaseException:  # a signal's too: no target stays held
@@ -269,11 +279,6 @@ class Mirror(Follower):
             elif side.blank:
                 with self.lock:
                     side.dirty.add_all()
-        disks = [side.pair.target_disk for side in self.sides if side.pair is not None]
-        before = time.monotonic()
-        publish(self.place, disks, True, False, 30.0)
-        self.publish_s = time.monotonic() - before
-        self.systemctl_s = time_systemctl(self.place)
         self.began_pairs, self.kept = True, message
         return self.figures()
 
@@ -436,11 +441,14 @@ class Mirror(Follower):
         return {}
 
     def mask(self, message: Json) -> Json:
-        """Hide the targets again. Writes to either side were noted all the time."""
+        """Hide the targets again. Writes to either side were noted all the time. A standby that is
+        not gone back to after all goes on to follow."""
         if self.kept is None:
             raise AgentError("refused", "the mirror does not know its targets any more")
+        if bool(message.get("swapped")) != self.is_swapped:
+            raise AgentError("refused", "the mirror's roles are not those of this order")
         if self.is_swapped:
-            raise AgentError("refused", "the roles are swapped: it would hide the source")
+            return self.follow_on()
         try:
             for side in self.sides:
                 side.close()
@@ -457,6 +465,21 @@ class Mirror(Follower):
         self.phase, self.ready, self.held = "tracking", False, False
         self.proven, self.shown = False, False
         lower_priority()
+        return {}
+
+    def follow_on(self) -> Json:
+        self.end_watch()
+        for side in self.sides:
+            assert side.pair is not None
+            if self.shown:  # in part: the whole of it ends the mirror
+                side.pair.mask()
+        self.shown = False
+        self.phase, self.ready, self.held, self.proven = "standby", False, False, False
+        lower_priority()
+        for side in self.sides:
+            assert side.pair is not None
+            side.pair.keep_what_is_copied(False)
+            side.pair.new_workers()
         return {}
 
     def stand_by(self, message: Json) -> Json:

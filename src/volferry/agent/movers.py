@@ -281,7 +281,7 @@ class BlocksMover:
     def go_on(self) -> None:
         """It noted the writes all the time, and may copy again."""
         try:
-            self.ask("mask", 60.0)
+            self.ask("mask", 60.0, swapped=bool(self.cutover.record["standby"]))
         except AgentError as error:
             Log.say("the mirror: {}".format(error.what))
 

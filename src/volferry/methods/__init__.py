@@ -141,7 +141,7 @@ class Method(abc.ABC):
         raise NotImplementedError
 
     async def leave(self, scene: Scene) -> None:
-        """The source is about to leave the server: nothing of the method may need it any more."""
+        """A disk is about to leave the server: nothing of the method may need it any more."""
         del scene
 
     @abc.abstractmethod

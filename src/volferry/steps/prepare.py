@@ -30,5 +30,6 @@ class Prepare(Step):
         return {**receipt, "elapsed_s": round(time.monotonic() - began, 3)}
 
     async def undo(self, ctx: Context, receipt: Receipt) -> None:
-        """What it made lies on the target, which is deleted; only a job that runs must end."""
+        """What it made lies on the target, which is deleted; only what works on it must end."""
         await ctx.guest.stop_job()
+        await ctx.method.leave(ctx)
