@@ -20,12 +20,16 @@ def scene(
     tmp_path: Path,
     request: pytest.FixtureRequest,
 ) -> Iterator[Scene]:
-    """The parameter is the method."""
+    """The parameter is the method, and what the filesystem lies on where that is not the disk."""
+    method, _, stack = request.param.partition(" ")
     server = servers.get("debian-12")
     with Proxy() as proxy, Relay.to(lab, server) as relay:
         made = Scene(lab, server, new_volume(), relay, proxy, tmp_path)
-        made.method = request.param
-        made.put_in_use("ext4")
+        made.method = method
+        made.put_in_use("ext4", stack or "bare")
         yield made
         made.volferry.end()
-        servers.give_back(made.guest)
+        if stack:  # what was put together on a disk is not taken apart
+            servers.drop(server)
+        else:
+            servers.give_back(made.guest)
