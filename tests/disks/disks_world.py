@@ -99,6 +99,19 @@ class World:
     # ---- requests --------------------------------------------------------------------------------
 
     @property
+    def sources(self) -> list[Volume]:
+        return [self.source]
+
+    @property
+    def targets(self) -> list[Volume]:
+        return [self.target]
+
+    @property
+    def pairs(self) -> list[Json]:
+        both = zip(self.sources, self.targets, strict=True)
+        return [{"source": source.ref, "target": target.ref} for source, target in both]
+
+    @property
     def filesystems(self) -> list[Json]:
         return [
             {

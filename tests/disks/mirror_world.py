@@ -43,7 +43,7 @@ class Mirrored:
     def __init__(self, world: World, **request: Any) -> None:
         self.world, self.guest = world, world.guest
         self.request = {
-            "sources": [world.source.ref],
+            "sources": [source.ref for source in world.sources],
             "transfer": self.guest.transfer,
             "buffer_kib": 4096,
             **request,
@@ -62,8 +62,7 @@ class Mirrored:
         return self
 
     def begin(self, blank: bool = False, **more: Any) -> Json:
-        pair = {"source": self.world.source.ref, "target": self.world.target.ref}
-        return self.tell("pairs", pairs=[pair], blank=blank, **more)
+        return self.tell("pairs", pairs=self.world.pairs, blank=blank, **more)
 
     def tell(self, what: str, **more: Any) -> Json:
         return self.guest.call("tell", message={"do": what, **more}, timeout_s=60)
@@ -126,11 +125,10 @@ class Mirrored:
         return final
 
     def cutover_request(self, **more: Any) -> Json:
-        pair = {"source": self.world.source.ref, "target": self.world.target.ref}
         return {
             **self.world.cutover_request(None),
             "method": "mirror",
-            "pairs": [pair],
+            "pairs": self.world.pairs,
             **more,
         }
 

@@ -285,38 +285,3 @@ def test_without_the_unit_of_the_early_boot_a_source_that_went_is_not_left(world
     outcome = taken_up(world, moving.installed)
     assert outcome["live"] == "source", outcome
     assert hidden(world)
-
-
-# ---- no filesystem of which anything is known ----------------------------------------------------
-
-
-def raw(world: World) -> Mirrored:
-    world.make("ext4")
-    mirror = Mirrored(world).track()
-    world.clone()
-    mirror.begin()
-    mirror.until_compared()
-    shell("umount", world.data[0])
-    return mirror
-
-
-def test_a_raw_device_that_is_still_open_is_not_left(world: World) -> None:
-    mirror = raw(world)
-    with open(world.source.loop, "rb"):
-        outcome, _ = mirror.cut_over(filesystems=[], stop=[], start=[])
-    assert outcome["result"] == "reverted"
-    assert "the device is still open" in outcome["reason"]
-    assert hidden(world)
-
-
-def test_what_a_raw_device_has_in_the_page_cache_alone_goes_along(world: World) -> None:
-    mirror = raw(world)
-    content = secrets.token_bytes(8192)
-    with open(world.source.loop, "r+b") as device:
-        device.seek(20 * MIB)
-        device.write(content)
-    outcome, _ = mirror.cut_over(filesystems=[], stop=[], start=[])
-    assert (outcome["result"], outcome["reason"]) == ("committed", ""), outcome
-    with open(world.target.image, "rb") as file:
-        file.seek(20 * MIB)
-        assert file.read(8192) == content

@@ -256,13 +256,13 @@ class Cutover(Recorded):
         self.note("unmounting")
         with self.part("unmount"):
             self.let_go(side, self.left)
-            if not self.mounts:
-                self.sides.nobody_has_open(side, self.left, self.mover.pids)
+            self.sides.flush(side)
             for disk in self.sides.disks(side):
                 set_disk_read_only(disk, True)
 
     def let_go(self, side: str, time_for: Callable[[float], float]) -> None:
         self.sides.let_go(side, time_for, self.mover.has)
+        self.sides.nobody_has_open(side, time_for, self.mover.pids)
 
     # -- 6. and 7. the final pass
 
@@ -561,6 +561,7 @@ class Cutover(Recorded):
             return
         try:
             if not self.is_brought_back():
+                self.sides.flush("target")
                 for disk in self.sides.disks("target"):
                     set_disk_read_only(disk, True)
                 self.mover.copy_back()

@@ -33,6 +33,7 @@ from volferry.agent.services import systemctl_start
 from volferry.agent.stack import assemble_stack, release_stack
 
 RELEASE_S = 2.0
+OPENERS_S = 5.0
 SIDES = ("source", "target")
 
 
@@ -55,8 +56,12 @@ def pairs_of(filesystems: List[Json]) -> List[Json]:
     found: Dict[str, Json] = {}
     for filesystem in filesystems:
         pair = {side: dict(filesystem[side], partition=None) for side in SIDES}
-        found.setdefault(str(pair["source"].get("volume_id") or pair["source"].get("path")), pair)
+        found.setdefault(disk_named(pair["source"]), pair)
     return list(found.values())
+
+
+def disk_named(ref: Json) -> str:
+    return str(ref.get("volume_id") or ref.get("path"))
 
 
 def other_side(side: str) -> str:
@@ -184,29 +189,57 @@ class Sides:
                 "busy", "{}; held by {}".format(error.what, name_holders(holders) or "nobody known")
             )
 
+    def bare_nodes(self, side: str) -> Dict[str, str]:
+        """``major:minor`` to path of the disks and partitions that no filesystem and no layer of
+        ours lies on: what a program uses as such (--raw)."""
+        taken = {
+            (disk_named(filesystem["source"]), filesystem["source"].get("partition"))
+            for filesystem in self.filesystems
+            if filesystem.get("mounts") and not filesystem["source"].get("mapped")
+        }
+        taken |= {
+            (member["volume_id"], member["partition"])
+            for layer in self.layers
+            if layer["above"]
+            for member in layer["members"]
+        }
+        nodes: Dict[str, str] = {}
+        for pair in self.pairs:
+            disk = look_for(self.place, pair[side])
+            if disk is None:
+                continue
+            name = disk_named(pair["source"])
+            if all(other != name for other, _ in taken):
+                nodes[disk.dev] = disk.path
+            for partition in disk.partitions:
+                if (name, partition.number) not in taken:
+                    nodes[partition.dev] = partition.path
+        return nodes
+
     def nobody_has_open(
         self, side: str, time_for: Callable[[float], float], our_pids: Callable[[], Set[int]]
     ) -> None:
-        """Of a device that is used as such (--raw). An exclusive open, which proves that nothing is
-        mounted or stacked, is granted beside a process that has it open. And what was written
-        without O_DIRECT lies in the page cache as long as anybody has the disk open, as the mirror
-        has: it is written out here, so that it is told of."""
-        nodes = {}
-        for disk in self.disks(side):
-            nodes[disk.dev] = disk.path
-            nodes.update((partition.dev, partition.path) for partition in disk.partitions)
-        most_s = time_for(5.0)
+        """Of what is used as a device. An exclusive open, which proves that nothing is mounted or
+        stacked, is granted beside a process that has it open."""
+        nodes = self.bare_nodes(side)
+        if not nodes:
+            return
+        most_s = min(time_for(OPENERS_S), OPENERS_S)
         ends = time.monotonic() + most_s
         while True:
             found = find_openers(self.place, nodes, time_for(10.0))
             found = [one for one in found if one["pid"] not in our_pids()]
             if not found:
-                break
+                return
             if time.monotonic() >= ends:  # udev probes what was closed by a writer
                 what = "the device is still open after {}: {}"
                 raise AgentError("busy", what.format(told_limit(most_s), name_holders(found)))
             time.sleep(0.1)
-        for path in nodes.values():
+
+    def flush(self, side: str) -> None:
+        """What was written without O_DIRECT lies in the page cache as long as anybody has the disk
+        open, as the mirror has: it is written out here, so that it is told of."""
+        for path in self.paths(side):
             flush_device(path)
 
     # -- which one is live
