@@ -372,6 +372,15 @@ class GuestFacts(Noun):
     def partition_table(self, volume_id: str) -> PartitionTable | None:
         return next((t for t in self.partition_tables if t.volume_id == volume_id), None)
 
+    def is_mounted(self, volume_id: str) -> bool:
+        """Whether a mounted filesystem lies on that volume, or on layers that lie on it."""
+        mounted = [fs for fs in self.filesystems if fs.mounts]
+        names = {name for fs in mounted for name in fs.layers}
+        below = {fs.volume_id for fs in mounted}.union(
+            *(layer.volume_ids for layer in self.layers if layer.name in names)
+        )
+        return volume_id in below
+
 
 # ---- what the user asked for ---------------------------------------------------------------------
 

@@ -418,12 +418,22 @@ def _guest_checks(
     shown = "; ".join(
         f"{fs.device} {fs.fstype} on {', '.join(m.target for m in fs.mounts)}" for fs in names
     )
+    bare = {source.id for source in cloud.sources if not guest.is_mounted(source.id)}
+
+    def of_bare(text: str) -> str:
+        return _each(cloud.sources, lambda source: text if source.id in bare else "")
+
     if wanted.raw:
-        yield _check("mounts", shown, "none, as --raw says", "without --raw: it has a filesystem")
+        yield _check(
+            "mounts",
+            "" if bare else shown,
+            "; ".join(filter(None, [shown, of_bare("none, as --raw says")])),
+            "without --raw: it has a filesystem",
+        )
     else:
         yield _check(
             "mounts",
-            "" if names else "nothing on the source is mounted",
+            of_bare("nothing on the source is mounted"),
             shown,
             "--raw when a program uses the device itself",
         )

@@ -421,6 +421,31 @@ def test_a_refusal_names_the_volume_that_it_is_about(cloud, guest, name, found):
     assert refusal.found == found
 
 
+RAW_LOG = change(
+    GUEST_2, filesystems=(FS,), other_content=("/dev/vdc has no known content",), tools=TOOLS
+)
+
+
+def test_each_volume_without_a_mounted_filesystem_needs_raw_to_be_said():
+    both = change(BOTH, method="")
+    found = check(planner.plan(both, CLOUD_2, RAW_LOG), "mounts")
+
+    assert (found.result, found.found) == (
+        Result.REFUSAL,
+        "log: nothing on the source is mounted",
+    )
+    assert "no filesystem of log is mounted (--raw" in Mirror().declines(both, CLOUD_2, RAW_LOG)
+
+
+def test_with_raw_one_volume_may_be_mounted_beside_one_that_is_not():
+    plan = planner.plan(change(BOTH, method="", raw=True), CLOUD_2, RAW_LOG)
+
+    assert (plan.method, plan.refusals) == ("mirror", ())
+    assert check(plan, "mounts").found == "/dev/vdb xfs on /srv/data; log: none, as --raw says"
+    mounted = check(planner.plan(change(BOTH, raw=True), CLOUD_2, GUEST_2), "mounts")
+    assert mounted.result is Result.REFUSAL
+
+
 def test_beside_a_btrfs_every_copy_gets_a_new_identity_which_a_mount_unit_cannot_know():
     btrfs = change(FS, fstype="btrfs")
     by_unit = Mount(target="/srv/log", source="/dev/vdc", by=MountBy.UNIT, unit="srv-log.mount")

@@ -202,6 +202,16 @@ def test_lvms_list_of_devices_has_to_be_able_to_follow(entry, result):
     assert found(planner.plan(WANTED, CLOUD, guest), "LVM devices file")[0] is result
 
 
+def test_every_volume_below_a_mounted_stack_counts_as_mounted():
+    group = GROUP.model_copy(
+        update={"members": tuple(Member(path=f"/dev/vd{n}", volume_id=IDS[n]) for n in (0, 1))}
+    )
+    guest = stacked(group)
+
+    assert all(guest.is_mounted(volume_id) for volume_id in IDS)
+    assert not stacked(group.model_copy(update={"name": "other"})).is_mounted(IDS[1])
+
+
 # ---- no filesystem at all ------------------------------------------------------------------------
 
 

@@ -350,8 +350,10 @@ def _reasons(wanted: Wanted, cloud: CloudFacts, guest: GuestFacts) -> Iterator[s
     yield guest.no_tracking
     yield from stacks.reasons(guest)
     mounts = [mount for fs in guest.filesystems for mount in fs.mounts]
-    if not mounts and not wanted.raw:
-        yield "no filesystem of the volume is mounted (--raw for a device without one)"
+    bare = [source.label for source in cloud.sources if not guest.is_mounted(source.id)]
+    if bare and not wanted.raw:
+        which = ", ".join(bare) if len(cloud.sources) > 1 else "the volume"
+        yield f"no filesystem of {which} is mounted (--raw for a device without one)"
     largest = max(source.size_gib for source in cloud.sources)
     smaller = wanted.size_gib is not None and wanted.size_gib < largest
     yield f"the target is smaller ({wanted.size_gib} of {largest} GiB)" if smaller else ""
