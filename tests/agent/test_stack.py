@@ -5,9 +5,11 @@ That real stacks are closed and opened is shown in guests (``tests/lab``).
 """
 
 import os
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from agent_rig import Disks, Json, agent
@@ -47,6 +49,12 @@ class Sys:
         if md:
             (self.root / "block" / kname / "md").mkdir()
             write(self.root / "block" / kname / "md", **md)
+
+    def remove(self, kname: str) -> None:
+        (self.root / "class/block" / kname).unlink()
+        shutil.rmtree(self.root / "block" / kname)
+        for holder in self.root.glob(f"block/*/holders/{kname}"):
+            holder.rmdir()
 
 
 def write(folder: Path, **files: str) -> None:
@@ -190,6 +198,107 @@ def test_an_array_in_motion_is_a_problem(
     sys_tree.over("md0", "vdc1", **files)
 
     assert agent.stack_problem(sys_tree.place, [ARRAY]) == problem
+
+
+# ---- volumes that came or went since the plan ----------------------------------------------------
+
+
+def test_what_is_open_now_is_what_will_be_opened_again(sys_tree: Sys) -> None:
+    sys_tree.over("dm-4", "dm-0", dm=("vg-new", "LVM-" + VG.replace("-", "") + "c" * 32))
+    sys_tree.remove("dm-3")
+
+    encryption, group = agent.open_now(sys_tree.place, LAYERS)
+
+    assert encryption == LAYERS[0]
+    assert group == {**LAYERS[1], "above": ["/dev/mapper/vg-a", "/dev/mapper/vg-new"]}
+
+
+def cutover(tree: Sys, job: str = "cutover", **request: object) -> Any:
+    """One of a target that is vdc, with the layers as they were when it was planned."""
+    refs = [{"volume_id": name * 20, "size_bytes": 2048 * 512} for name in "st"]
+    for kname, ref in zip(("vdb", "vdc"), refs, strict=True):
+        write(tree.root / "block" / kname, serial=ref["volume_id"], ro="0")
+    told = {
+        "filesystems": [],
+        "pairs": [dict(zip(("source", "target"), refs, strict=True))],
+        "layers": [dict(layer, members=[{"path": "", "volume_id": ""}]) for layer in LAYERS],
+        "deadline_s": 20,
+        **request,
+    }
+    asked = {"job": job, "job_id": job, "request": told}
+    return agent.Cutover(tree.place, agent.Job(tree.place, str(tree.root)), asked)
+
+
+@pytest.fixture
+def opened(
+    sys_tree: Sys,
+    monkeypatch: pytest.MonkeyPatch,
+    stand_in: Callable[[str, str], Callable[[], list[str]]],
+) -> Callable[[], list[str]]:
+    """What is opened where nothing can be found below /dev nor be held there."""
+    knames = {
+        "/dev/mapper/vg-a": "dm-2",
+        "/dev/mapper/vg-snap": "dm-3",
+        LAYERS[0]["above"][0]: "dm-0",
+    }
+    monkeypatch.setattr(agent, "kname_of", lambda path: knames[path])
+    monkeypatch.setattr(agent, "wait_for_paths", lambda *_: None)
+    monkeypatch.setattr(agent, "set_disk_read_only", lambda *_: None)
+    monkeypatch.setattr(agent.Room, "keep", lambda *_: None)
+    monkeypatch.setattr(agent.Room, "give_all", lambda *_: None)
+    monkeypatch.setattr(agent.Cutover, "same_namespace", lambda *_: None)
+    monkeypatch.setattr(agent.FilesMover, "check", lambda *_: None)
+    return stand_in("lvchange", 'case "$*" in *vg-snap*) echo "not found" >&2; exit 5;; esac')
+
+
+def test_a_volume_that_was_removed_since_the_plan_leaves_no_service_down(
+    sys_tree: Sys, opened: Callable[[], list[str]]
+) -> None:
+    sys_tree.remove("dm-3")
+    one = cutover(sys_tree, stop=["exit 1"])
+
+    one.go_forward()
+
+    outcome = one.record["outcome"]
+    assert outcome["problems"] == [] and "exit 1" in outcome["reason"], outcome
+    assert opened() == ["lvchange --yes -ay /dev/mapper/vg-a"]
+
+
+def test_a_volume_that_goes_as_its_service_stops_is_not_opened_again(
+    sys_tree: Sys, opened: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = cutover(sys_tree, stop=[gone(sys_tree, "dm-3")])
+    monkeypatch.setattr(one, "let_go", lambda *_: (_ for _ in ()).throw(OSError("held")))
+
+    one.go_forward()
+
+    outcome = one.record["outcome"]
+    assert outcome["problems"] == [] and "held" in outcome["reason"], outcome
+    assert opened() == ["lvchange --yes -ay /dev/mapper/vg-a"]
+
+
+@pytest.mark.parametrize("standby", [False, True])
+def test_on_the_way_back_a_source_that_did_not_follow_has_the_volumes_it_was_left_with(
+    sys_tree: Sys,
+    opened: Callable[[], list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+    standby: bool,
+) -> None:
+    there = cutover(sys_tree)
+    there.remember_layers(agent.SIDES)
+    there.note(standby=standby, shown=True)
+    sys_tree.remove("dm-3")
+
+    back = cutover(sys_tree, job="cutback")
+    monkeypatch.setattr(back, "take_back", lambda reason: 0)
+    back.go_back_on_request()
+
+    left, now = ["/dev/mapper/vg-a", "/dev/mapper/vg-snap"], ["/dev/mapper/vg-a"]
+    again = agent.Cutover(
+        sys_tree.place, back.job, {"job": "cutback", "job_id": "cutback", "request": back.request}
+    )
+    assert again.sides.opened["target"][1]["above"] == now
+    assert again.sides.opened["source"][1]["above"] == (now if standby else left)
 
 
 # ---- closing -------------------------------------------------------------------------------------

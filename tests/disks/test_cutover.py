@@ -55,6 +55,15 @@ def test_the_service_runs_on_the_target_afterwards(world: World, fstype: str, ta
     world.assert_live("target")
 
 
+def test_a_mount_of_the_disk_that_was_not_planned_for_is_not_taken_away(world: World) -> None:
+    """It would be unmounted with the rest, and nobody would mount it again."""
+    armed(world, "ext4", "gpt", count=2)
+    outcome, _ = cut_over(world, None, filesystems=world.filesystems[:1])
+    assert (outcome["result"], outcome["downtime_s"]) == ("reverted", 0.0), outcome
+    assert f"mounted at {world.data[1]} too, which was not planned for" in outcome["reason"]
+    world.assert_live("source")
+
+
 @pytest.mark.parametrize("fstype", ["ext4", "xfs", "btrfs"])
 def test_nothing_is_lost(world: World, fstype: str) -> None:
     """The service is not started again, so both sides can be compared by programs of others."""

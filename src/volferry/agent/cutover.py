@@ -4,7 +4,7 @@ import functools
 import os
 import signal
 import time
-from typing import Any, Callable, Dict, List
+from typing import Any, Callable, Dict, Iterable, List
 
 from volferry.agent.basics import (
     FORWARD_PHASES,
@@ -38,7 +38,7 @@ from volferry.agent.services import (
     user_command,
 )
 from volferry.agent.sides import SIDES, side_content
-from volferry.agent.stack import stack_problem
+from volferry.agent.stack import open_now, stack_problem
 
 EARLY_LOOK_S = 5.0
 """How long a boot looks for a source before it is believed to be gone: buses may be slow."""
@@ -179,6 +179,7 @@ class Cutover(Recorded):
         problem = stack_problem(self.place, self.sides.layers) if self.sides.layers else ""
         if problem:
             raise AgentError("busy", problem, "nothing was stopped")
+        self.remember_layers(SIDES)
         self.remember_units([unit["name"] for unit in units])
         self.nobody_is_bound()
         if self.place.has_systemd:
@@ -204,6 +205,12 @@ class Cutover(Recorded):
         )
         states = show(triggers)
         self.note(units=active, triggers=[name for name in triggers if is_up(states[name])])
+
+    def remember_layers(self, sides: Iterable[str]) -> None:
+        """What of the layers is open, and so has to be opened again on these sides."""
+        now = open_now(self.place, self.sides.layers)
+        self.sides.opened = dict(self.sides.opened, **dict.fromkeys(sides, now))
+        self.note(opened=self.sides.opened)
 
     def nobody_is_bound(self) -> None:
         """systemd stops what is bound to a mount (BindsTo=) when it is unmounted, and nobody would
@@ -255,6 +262,7 @@ class Cutover(Recorded):
         is made only when it fails."""
         self.note("unmounting")
         with self.part("unmount"):
+            self.remember_layers(SIDES)  # a service may have removed a volume of its as it stopped
             self.let_go(side, self.left)
             self.sides.flush(side)
             for disk in self.sides.disks(side):
@@ -682,6 +690,8 @@ class Cutover(Recorded):
                 raise AgentError("refused", "the source is the live side already")
             self.note(mounts=[plan._asdict() for plan in self.sides.plan_mounts("target")])
             self.remember_units([unit["name"] for unit in self.request.get("units", [])])
+            # Without a standby the source has the volumes that it was left with.
+            self.remember_layers(SIDES if self.record.get("standby") else ["target"])
             if self.record.get("standby"):
                 self.mover.check()
             if self.place.has_systemd:

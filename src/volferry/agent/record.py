@@ -42,8 +42,9 @@ class Recorded:
         self.record: Json = dict(self.new_record(), **(stored if self.found_record else {}))
         if self.back_only and not self.found_record:
             # What the cutover has shown has to be hidden again.
-            known = ("shown", "withheld", "standby", "source_hidden", "live", "kept")
+            known = ("shown", "withheld", "standby", "source_hidden", "live", "kept", "opened")
             self.record.update({key: stored.get(key) for key in known})
+        self.sides.opened = self.record["opened"] or {}
 
     def new_record(self) -> Json:
         return {
@@ -57,6 +58,7 @@ class Recorded:
             "units": [],
             "triggers": [],
             "mounts": [],
+            "opened": {},
             "stop_commands": False,
             "start_commands": False,
             "parts": {},

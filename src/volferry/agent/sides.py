@@ -76,6 +76,8 @@ class Sides:
         self.filesystems: List[Json] = request["filesystems"]
         self.pairs: List[Json] = request.get("pairs") or pairs_of(self.filesystems)
         self.layers: List[Json] = request.get("layers") or []
+        self.opened: Dict[str, List[Json]] = {}
+        """The same with what of them is to be opened on either side, once that was looked at."""
         self.files: List[Json] = request.get("sides", {}).get("files", [])
         """Whose content says which side is live."""
 
@@ -125,11 +127,12 @@ class Sides:
         for number, filesystem in enumerate(self.filesystems):
             owners[resolve_device(self.place, filesystem[side]).dev] = number
         wanted = {m["target"]: m for fs in self.filesystems for m in fs.get("mounts", [])}
+        on_disks = self.numbers(side)  # all of them are unmounted
         for entry in table:
             number = owners.get(device_number(entry), -1)
-            if number < 0:
+            if number < 0 and device_number(entry) not in on_disks:
                 continue
-            planned = wanted.pop(entry.target, None)
+            planned = wanted.pop(entry.target, None) if number >= 0 else None
             if planned is None:
                 raise AgentError(
                     "doubt",
@@ -267,7 +270,8 @@ class Sides:
         """Open what lies on it, mount it as planned, and prove both."""
         if self.layers:
             refs = {pair["source"]["volume_id"]: pair[side] for pair in self.pairs}
-            assemble_stack(self.place, self.layers, refs, time.monotonic() + time_for(90.0))
+            layers = self.opened.get(side, self.layers)
+            assemble_stack(self.place, layers, refs, time.monotonic() + time_for(90.0))
         for plan in plans:
             device = self.device(plan.filesystem, side)
             entry = visible_mount(self.place, plan.target)

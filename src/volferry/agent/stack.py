@@ -1,7 +1,7 @@
 """Closes what lies between a disk and its filesystems, and opens it again on the live side.
 
-A layer is ``model.Layer`` as JSON, a stack is a list of them bottom to top. Only layers that were
-open when the plan was made (``above``) are closed and opened; saying it twice is saying it once.
+A layer is ``model.Layer`` as JSON, a stack is a list of them bottom to top. Only layers that are
+open (``above``) are closed and opened; saying it twice is saying it once.
 
 Three facts that shape this. An array that was stopped is put together again by udev as soon as
 anybody closes one of its members after writing (seen with mdadm 4.2): its disks have to be in
@@ -83,6 +83,23 @@ def assemble_stack(
                     ),
                     "it was opened, and nothing was mounted from it",
                 )
+
+
+def open_now(place: Place, layers: List[Json]) -> List[Json]:
+    """The layers with what they offer now. Logical volumes come and go, as a backup's snapshot
+    does: one that was removed since the plan cannot be opened again, one that was added has to."""
+    return [
+        dict(layer, above=visible_volumes(place, layer))
+        if layer["kind"] == "lvm" and layer["uuid"]
+        else layer
+        for layer in layers
+    ]
+
+
+def visible_volumes(place: Place, group: Json) -> List[str]:
+    # LVM's own parts of a volume have a suffix behind its UUID (-real, -cow, -tdata, …).
+    blocks = open_blocks(place, group)
+    return [block["path"] for block in blocks if "-" not in block["dm"]["uuid"][len("LVM-") :]]
 
 
 def stack_problem(place: Place, layers: List[Json]) -> str:
