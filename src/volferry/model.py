@@ -202,6 +202,8 @@ class Mount(Noun):
     by: MountBy = MountBy.HAND
     unit: str = ""
     """The systemd mount unit, empty where there is none."""
+    unit_names: str = ""
+    """What a unit that is no line of fstab says is to be mounted (``What=``)."""
     fstab_line: int = 0
     """Line number in fstab, counted from 1; 0 when it is not there."""
 

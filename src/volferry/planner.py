@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
 from volferry.errors import VolferryError
-from volferry.guests import lvm_devices
+from volferry.guests import fstab, lvm_devices
 from volferry.methods import Method, all_methods
 from volferry.model import (
     GIB,
@@ -506,6 +506,20 @@ def _mount_checks(guest: GuestFacts) -> Iterable[Check]:
         "none",
         "unmount them first, or move them out of the mount",
     )
+    by_disk = [
+        f"{mount.unit} mounts {mount.unit_names}, which names the disk"
+        for fs in guest.filesystems
+        if not fs.layers  # those are the same on both sides
+        for mount in fs.mounts
+        if fstab.is_of_disk(mount.unit_names)
+    ]
+    if by_disk:
+        yield _check(
+            "mount units",
+            "; ".join(by_disk),
+            "",
+            "write What=/dev/disk/by-uuid/… into the unit, then systemctl daemon-reload",
+        )
     entries = [(m.target, m.fstab_line, m.by.value) for fs in guest.filesystems for m in fs.mounts]
     by_hand = [target for target, _, by in entries if by == "hand"]
     yield _check(

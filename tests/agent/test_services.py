@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from agent_rig import AGENT
 
-from volferry.agent.basics import AgentError
+from volferry.agent.basics import AgentError, Place
+from volferry.agent.facts import mount_units
 from volferry.agent.services import ending_s, start_unit, stop_unit, systemctl_start
 
 SYSTEMCTL = """#!/bin/sh
@@ -108,3 +109,30 @@ def test_systemctl_is_given_no_name_that_it_could_take_for_an_option() -> None:
     for words in calls:
         fixed = [word for word in words if word.startswith("'")]
         assert fixed == words or fixed[-1] == "'--'", words
+
+
+def test_the_file_of_a_mount_unit_is_told_unless_it_is_made_from_fstab(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "run/systemd/system").mkdir(parents=True)
+    by_fstab = "FragmentPath=/run/systemd/generator/srv-a.mount\nSourcePath=/etc/fstab"
+    programs = {
+        "systemd-escape": 'for path; do :; done; echo "srv-${path##*/}.mount"',
+        "systemctl": 'case "$*" in\n'
+        'cat*b.mount) printf "[Mount]\\nWhat=/dev/vdb\\n" ;;\n'
+        f'show*a.mount) echo "{by_fstab}" ;;\n'
+        'show*b.mount) echo "FragmentPath=/etc/systemd/system/srv-b.mount" ;;\n'
+        'show*) echo "FragmentPath=" ;;\n*) exit 1 ;; esac',
+    }
+    for name, text in programs.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    problems: list[str] = []
+
+    told = mount_units(
+        Place({"run": str(tmp_path / "run")}), problems, ["/srv/a", "/srv/b", "/x/c"]
+    )
+
+    assert problems == []
+    assert [one["file"] for one in told] == ["", "[Mount]\nWhat=/dev/vdb\n", ""]

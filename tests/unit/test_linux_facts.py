@@ -163,3 +163,23 @@ def test_packages_go_by_the_family_of_distributions(line, column):
     )
 
     assert next(t.package for t in facts.tools if t.name == "mount") == column
+
+
+def test_of_a_mount_unit_its_own_file_says_what_it_names_and_not_the_kernel():
+    raw = json.loads((FACTS / "debian-12-xfs-fstab-bind.json").read_text())
+    unit = raw["mount_units"][0]
+    unit["show"] = unit["show"].replace("SourcePath=/etc/fstab", "SourcePath=")
+    unit["show"] = unit["show"].replace("/run/systemd/generator/", "/etc/systemd/system/")
+    unit["file"] = (
+        "# /etc/systemd/system/srv-data.mount\n[Unit]\nDescription=What=/dev/no\n"
+        "[Mount]\nWhat=/dev/vdb\nWhere=/srv/data\n\n"
+        "# /etc/systemd/system/srv-data.mount.d/disk.conf\n[Mount]\nWhat = /dev/disk/by-path/x\n"
+    )
+
+    ref = DiskRef(volume_id=raw["volume_id"], size_bytes=1 << 30)
+    [fs] = linux_facts.read(raw, [ref]).filesystems
+
+    assert [(m.by, m.unit_names) for m in fs.mounts] == [
+        (MountBy.UNIT, "/dev/disk/by-path/x"),
+        (MountBy.FSTAB, ""),
+    ]

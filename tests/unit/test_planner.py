@@ -221,6 +221,44 @@ def test_what_the_guest_would_fail_at_later_is_refused_with_its_figures(guest, n
     assert figures in found.found
 
 
+def by_unit(unit_names, **fields):
+    mount = Mount(
+        target="/srv/data",
+        source="/dev/vdb",
+        by=MountBy.UNIT,
+        unit="srv-data.mount",
+        unit_names=unit_names,
+    )
+    return fs(mounts=(mount,), **fields)
+
+
+@pytest.mark.parametrize("wanted", [WANTED, MIRRORED])
+@pytest.mark.parametrize(
+    "spec", ["/dev/vdb", "/dev/disk/by-id/virtio-50-1", "/dev/disk/by-path/pci-0000:00:05.0"]
+)
+def test_a_mount_unit_that_names_the_disk_is_refused_because_it_would_mount_the_old_one(
+    wanted, spec
+):
+    found = check(planner.plan(wanted, CLOUD, by_unit(spec)), "mount units")
+
+    assert found.result is Result.REFUSAL
+    assert found.found == f"srv-data.mount mounts {spec}, which names the disk"
+    assert "What=/dev/disk/by-uuid/" in found.hint
+
+
+@pytest.mark.parametrize(
+    "guest",
+    [
+        by_unit("/dev/disk/by-uuid/u-1"),
+        by_unit("UUID=u-1"),
+        by_unit("/srv/elsewhere/sub"),  # a bind mount
+        by_unit("/dev/vg/data", layers=("vg",)),
+    ],
+)
+def test_a_mount_unit_that_follows_its_filesystem_is_fine(guest):
+    assert planner.plan(MIRRORED, CLOUD, guest).refusals == ()
+
+
 def test_a_missing_tool_is_named_with_its_package():
     tools = (Tool(name="rsync", package="rsync"), *TOOLS[1:])
 

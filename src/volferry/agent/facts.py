@@ -70,7 +70,8 @@ def verb_facts(place: Place, request: Json) -> Json:
         sfdisk {disk path: text}                        of each source disk with a table
         stack: see ``stack_facts``
         tools {name: {path, version}}                   only those that exist
-        mount_units [{target, unit, show: text}]        systemctl show of each mount's unit
+        mount_units [{target, unit, show: text, file: text}]   of each mount's unit: systemctl show,
+                                                        and cat where a file of its own makes it
         units: text of ``systemctl show``, blocks divided by blank lines
         statvfs {mount: {size_bytes, used_bytes, free_bytes, inodes_used, inodes_free}}
         btrfs_subvolumes {mount: int}
@@ -248,8 +249,15 @@ def mount_units(place: Place, problems: List[str], paths: List[str]) -> List[Jso
     for path in paths:
         name = asked(problems, ["systemd-escape", "-p", "--suffix=mount", path], first_line=True)
         if name:
-            shown = asked(problems, ["systemctl", "show", "-p", UNIT_PROPERTIES, "--", name])
-            units.append({"target": path, "unit": name, "show": shown or ""})
+            shown = asked(problems, ["systemctl", "show", "-p", UNIT_PROPERTIES, "--", name]) or ""
+            lines = shown.splitlines()
+            by_file = any(line.startswith("FragmentPath=/") for line in lines)
+            if by_file and "SourcePath=/etc/fstab" not in lines:
+                # What "show" has as What= is the kernel's word while it is mounted.
+                file = asked(problems, ["systemctl", "cat", "--", name]) or ""
+            else:
+                file = ""
+            units.append({"target": path, "unit": name, "show": shown, "file": file})
     return units
 
 

@@ -107,6 +107,11 @@ def is_stable(spec: str) -> bool:
     )
 
 
+def is_of_disk(spec: str) -> bool:
+    """Whether a spec names a disk by its place or its number, and so not the copy on another."""
+    return spec.startswith("/dev/") and not is_stable(spec)
+
+
 def lines_of(text: str) -> list[str]:
     """The lines with their ends. Only "\n" ends one; str.splitlines would also cut at form feeds
     and the like."""

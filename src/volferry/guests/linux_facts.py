@@ -210,10 +210,8 @@ def _names(raw: Json, path: str, probe: dict[str, str]) -> list[str]:
 def _mount(
     raw: Json, entry: mounts.Entry, names: Sequence[str], table: list[mounts.Entry]
 ) -> Mount:
-    show = next(
-        (m["show"] for m in raw.get("mount_units") or [] if m["target"] == entry.target), ""
-    )
-    properties = next(iter(systemd.show(show)), {})
+    told: Json = next((m for m in raw.get("mount_units") or [] if m["target"] == entry.target), {})
+    properties = next(iter(systemd.show(told.get("show") or "")), {})
     line = next(
         (
             e.line
@@ -242,6 +240,7 @@ def _mount(
         dev=entry.dev,
         by=by,
         unit=properties.get("Id", "") if by in (MountBy.FSTAB, MountBy.UNIT) else "",
+        unit_names=systemd.what_of(told.get("file") or "") if by is MountBy.UNIT else "",
         fstab_line=line,
     )
 

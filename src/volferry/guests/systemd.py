@@ -68,6 +68,18 @@ def show(text: str) -> list[dict[str, str]]:
     return blocks
 
 
+def what_of(text: str) -> str:
+    """What a mount unit mounts (systemd.mount(5)), from ``systemctl cat``: later files override."""
+    section, what = "", ""
+    for line in text.splitlines():
+        key, equals, value = line.strip().partition("=")
+        if line.startswith("["):
+            section = line.strip()
+        elif section == "[Mount]" and equals and key.strip() == "What":
+            what = value.strip()
+    return what
+
+
 def unit(properties: dict[str, str]) -> Unit:
     """A unit and the durations of its last start and stop, from systemd's own time stamps."""
     return Unit(
