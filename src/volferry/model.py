@@ -339,6 +339,8 @@ class GuestFacts(Noun):
     """systemd's version; 0 where pid 1 is something else."""
     source_disks: tuple[Disk, ...] = ()
     """Those of the sources that are there, in the order of the sources."""
+    unclear: dict[str, str] = Field(default_factory=dict)
+    """By the id of a source: why it is in doubt which disk it is, such as several paths to it."""
     disks: tuple[Disk, ...] = ()
     partition_tables: tuple[PartitionTable, ...] = ()
     filesystems: tuple[Filesystem, ...] = ()

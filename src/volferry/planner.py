@@ -409,7 +409,8 @@ def _guest_checks(
             lambda source: (
                 ""
                 if guest.source_disk(source.id)
-                else f"no disk of the guest carries the id {source.id}"
+                else guest.unclear.get(source.id)
+                or f"no disk of the guest carries the id {source.id}"
             ),
         ),
         "; ".join(f"{d.path}, {d.size_bytes} bytes, serial {d.serial}" for d in guest.source_disks),
@@ -418,7 +419,11 @@ def _guest_checks(
     shown = "; ".join(
         f"{fs.device} {fs.fstype} on {', '.join(m.target for m in fs.mounts)}" for fs in names
     )
-    bare = {source.id for source in cloud.sources if not guest.is_mounted(source.id)}
+    bare = {
+        source.id
+        for source in cloud.sources
+        if not guest.is_mounted(source.id) and source.id not in guest.unclear
+    }
 
     def of_bare(text: str) -> str:
         return _each(cloud.sources, lambda source: text if source.id in bare else "")

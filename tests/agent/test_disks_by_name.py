@@ -92,6 +92,20 @@ def test_two_disks_of_one_serial_are_a_doubt_that_lists_every_disk(sys: Sys, gue
     assert told.value.kind == "doubt"
 
 
+def test_facts_tell_of_a_volume_with_two_disks_beside_all_else(sys: Sys, guest: Guest) -> None:
+    """A plan that says why is of more use than none; only looking goes on past the doubt."""
+    sys.disk("sda", device__vpd_pg80=b"\x00\x80\x00\x24" + VOLUME.encode())
+    sys.disk("sdb", device__vpd_pg80=b"\x00\x80\x00\x24" + VOLUME.encode())
+    sys.disk("sdc", serial=OTHER, size=SIZE + 512)
+    refs = [{"volume_id": volume, "size_bytes": SIZE} for volume in (VOLUME, OTHER)]
+    facts = guest.call("facts", settings={**guest.settings, "sys": str(sys.root)}, refs=refs)
+    assert facts["sources"] == {} and facts["uname"]["release"]
+    assert facts["unclear"] == {
+        VOLUME: "it is reached by 2 disks (sda, sdb), as with multipath",
+        OTHER: f"volume '{OTHER}' is sdc in the guest with {SIZE + 512} bytes, expected {SIZE}",
+    }
+
+
 def test_a_disk_of_another_size_is_a_doubt(sys: Sys) -> None:
     sys.disk("vdb", serial=VOLUME[:20], size=SIZE + 512)
     with pytest.raises(agent.AgentError, match=f"{SIZE + 512} bytes, expected {SIZE}") as told:

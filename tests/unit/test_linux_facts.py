@@ -183,3 +183,13 @@ def test_of_a_mount_unit_its_own_file_says_what_it_names_and_not_the_kernel():
         (MountBy.UNIT, "/dev/disk/by-path/x"),
         (MountBy.FSTAB, ""),
     ]
+
+
+def test_a_source_that_is_no_single_disk_is_told_with_the_reason():
+    raw = json.loads((FACTS / "debian-12-xfs-fstab-bind.json").read_text())
+    raw["sources"], raw["unclear"] = {}, {raw["volume_id"]: "it is reached by 2 disks"}
+
+    facts = linux_facts.read(raw, [DiskRef(volume_id=raw["volume_id"], size_bytes=1 << 30)])
+
+    assert facts.unclear == {raw["volume_id"]: "it is reached by 2 disks"}
+    assert facts.source_disks == () and facts.filesystems == ()

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from volferry.errors import Doubt
 from volferry.guests.linux import LinuxGuest
 from volferry.methods.rsync import Rsync
 from volferry.model import (
@@ -208,3 +209,17 @@ async def test_every_mount_has_to_show_the_target_of_its_own_volume(
     guest.disks_found, guest.mounted.text = disks, table
 
     assert await guest.not_on_targets(scene(guest)) == wrong
+
+
+async def test_a_source_that_is_reached_by_two_disks_meanwhile_is_not_cut_over(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    guest = Agent()
+    facts = PLAN.guest.model_copy(update={"unclear": {DATA.id: "it is reached by 2 disks"}})
+
+    async def looked(*_: object, **__: object) -> GuestFacts:
+        return facts
+
+    monkeypatch.setattr(guest, "facts", looked)
+    with pytest.raises(Doubt, match=f"volume {DATA.id}: it is reached by 2 disks"):
+        await guest.sides(scene(guest))

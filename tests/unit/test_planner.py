@@ -459,6 +459,23 @@ def test_a_refusal_names_the_volume_that_it_is_about(cloud, guest, name, found):
     assert refusal.found == found
 
 
+def test_a_volume_that_is_reached_by_several_disks_is_declined_by_both_methods_with_the_reason():
+    why = "it is reached by 2 disks (sda, sdb), as with multipath"
+    guest = change(
+        GUEST_2,
+        source_disks=GUEST.source_disks,
+        filesystems=(FS,),
+        unclear={"50-2": why},
+    )
+
+    plan = planner.plan(BOTH, CLOUD_2, guest)
+
+    assert {choice.declines for choice in plan.methods} == {f"log: {why}"}
+    assert check(plan, "source disk").result is Result.REFUSAL
+    assert check(plan, "source disk").found == f"log: {why}"
+    assert check(plan, "mounts").result is Result.OK, "nothing is known of it"
+
+
 RAW_LOG = change(
     GUEST_2, filesystems=(FS,), other_content=("/dev/vdc has no known content",), tools=TOOLS
 )

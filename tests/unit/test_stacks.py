@@ -8,7 +8,7 @@ import pytest
 
 from volferry.guests import linux_facts, lvm_devices, stacks
 from volferry.methods.rsync import Rsync
-from volferry.model import DiskRef, GuestFacts, Layer, Member, Wanted
+from volferry.model import CloudFacts, DiskRef, GuestFacts, Layer, Member, Server, Volume, Wanted
 
 FACTS = Path(__file__).parents[1] / "facts"
 SOURCE, OTHER, TARGET = (f"{letter * 4}0000-1111-2222-3333-444455556666" for letter in "abc")
@@ -118,8 +118,12 @@ def test_a_degraded_array_on_a_partition_says_what_is_missing():
 @pytest.mark.parametrize("layout", ["luks-keyfile", "lvm-on-luks", "lvm-half", "md-raid0"])
 def test_rsync_leaves_stacks_alone(layout):
     facts = read(raw_facts(layout))
+    source = Volume(id="v", name="v", size_gib=1, type="t", status="in-use")
+    cloud = CloudFacts(server=Server(id="s", name="s", status="ACTIVE"), sources=(source,))
 
-    assert Rsync().declines(Wanted(server="s", volumes=("v",)), None, facts).startswith("files are")
+    why = Rsync().declines(Wanted(server="s", volumes=("v",)), cloud, facts)
+
+    assert why.startswith("files are")
 
 
 def test_an_encryption_that_is_not_open_is_a_layer_without_devices():

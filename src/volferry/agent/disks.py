@@ -101,18 +101,7 @@ def look_for(place: Place, ref: Json) -> Optional[Disk]:
     """The disk that ``ref`` means, None when there is none; two of them, or a size that is not the
     volume's, is a doubt."""
     disks = all_disks(place)
-    if ref.get("path"):
-        try:
-            number = os.stat(to_bytes(ref["path"])).st_rdev
-        except OSError:
-            return None
-        dev = "{}:{}".format(os.major(number), os.minor(number))
-        found = [disk for disk in disks if disk.dev == dev]
-    else:
-        volume_id = ref.get("volume_id") or ""
-        if len(volume_id) < 8:
-            raise AgentError("usage", "a disk needs its volume id, got {!r}".format(volume_id))
-        found = [disk for disk in disks if disk.answers_to(volume_id)]
+    found = those_of(disks, ref)
     name = ref.get("volume_id") or ref.get("path")
     if len(found) > 1:
         raise AgentError(
@@ -130,6 +119,21 @@ def look_for(place: Place, ref: Json) -> Optional[Disk]:
             ),
         )
     return found[0] if found else None
+
+
+def those_of(disks: List[Disk], ref: Json) -> List[Disk]:
+    """Which of them answer to ``ref``: one at most, but for a volume that is reached by several."""
+    if ref.get("path"):
+        try:
+            number = os.stat(to_bytes(ref["path"])).st_rdev
+        except OSError:
+            return []
+        dev = "{}:{}".format(os.major(number), os.minor(number))
+        return [disk for disk in disks if disk.dev == dev]
+    volume_id = ref.get("volume_id") or ""
+    if len(volume_id) < 8:
+        raise AgentError("usage", "a disk needs its volume id, got {!r}".format(volume_id))
+    return [disk for disk in disks if disk.answers_to(volume_id)]
 
 
 def resolve(place: Place, ref: Json) -> Disk:

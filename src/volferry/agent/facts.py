@@ -27,7 +27,7 @@ from volferry.agent.basics import (
     run,
     to_bytes,
 )
-from volferry.agent.disks import Disk, all_disks, blkid, links_to, look_for
+from volferry.agent.disks import Disk, all_disks, blkid, links_to, look_for, those_of
 from volferry.agent.holders import find_holders, units_of
 from volferry.agent.layers import blocks_above, lain_upon, stack_facts
 from volferry.agent.mounts import device_number, mount_table
@@ -50,8 +50,10 @@ LSBLK_COLUMNS = (
 def verb_facts(place: Place, request: Json) -> Json:
     """All that the tool's pure parsers need, raw, read without changing anything.
 
-    ``refs`` are the sources; those that are absent are told in ``problems``. A tool that is missing
-    and a command that fails are facts as well: the value is then null and ``problems`` says why.
+    ``refs`` are the sources; those that are absent are told in ``problems``, and those of which it
+    cannot be told which disk they are in ``unclear`` as well: a plan has to say why. A tool that is
+    missing and a command that fails are facts as well: the value is then null and ``problems`` says
+    why.
 
     ::
 
@@ -64,6 +66,7 @@ def verb_facts(place: Place, request: Json) -> Json:
         sysblock [{path, kname, dev, size_bytes, ro, serial, vpd_pg80, wwid,
                    partitions: [{number, path, dev, size_bytes}]}]
         sources {volume_id: kname}
+        unclear {volume_id: str}                        why it is in doubt which disk it is
         links {device path: [path]}                     names below /dev/disk that lead to it
         blkid {device path: {TYPE, UUID, LABEL, …}}     of each source disk, its partitions, and
                                                         what lies on them
@@ -85,8 +88,16 @@ def verb_facts(place: Place, request: Json) -> Json:
     problems: List[str] = []
     wanted: List[Disk] = []
     sources: Dict[str, str] = {}
+    unclear: Dict[str, str] = {}
     for ref in request.get("refs", []):
-        disk = look_for(place, ref)
+        try:
+            disk = look_for(place, ref)
+        except AgentError as error:
+            if error.kind != "doubt":
+                raise
+            problems.append(error.what)
+            unclear[ref.get("volume_id") or ref["path"]] = by_several(place, ref) or error.what
+            continue
         if disk is None:
             problems.append("no disk answers to volume '{}'".format(ref.get("volume_id")))
         else:
@@ -145,6 +156,7 @@ def verb_facts(place: Place, request: Json) -> Json:
         or asked_json(problems, ["findmnt", "--json"]),
         "sysblock": [disk_as_json(disk) for disk in all_disks(place)],
         "sources": sources,
+        "unclear": unclear,
         "links": {path: links_to(path) for path in devices.values()},
         "blkid": probes,
         "sfdisk": partition_tables(problems, wanted),
@@ -170,6 +182,15 @@ def verb_facts(place: Place, request: Json) -> Json:
         "no_tracking": why_no_tracking(place, [disk.path for disk in wanted]),
         "problems": problems,
     }
+
+
+def by_several(place: Place, ref: Json) -> str:
+    """That a volume is reached by more than one disk, in words; empty when it is not."""
+    found = those_of(all_disks(place), ref)
+    if len(found) < 2:
+        return ""
+    names = ", ".join(disk.kname for disk in found)
+    return "it is reached by {} disks ({}), as with multipath".format(len(found), names)
 
 
 def lsblk(problems: List[str]) -> Any:

@@ -598,6 +598,12 @@ def _unmoved(planned: GuestFacts, now: GuestFacts) -> None:
             for m in fs.mounts
         ]
 
+    if now.unclear:
+        raise Doubt(
+            "; ".join(f"volume {known}: {why}" for known, why in now.unclear.items()),
+            data="the source is untouched; the cutover was not begun",
+            hint="leave one way to it, or roll back and plan again",
+        )
     if where(planned) != where(now):
         raise Doubt(
             f"the mounts are no longer as planned: {where(planned)} became {where(now)}",

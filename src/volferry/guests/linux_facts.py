@@ -78,6 +78,7 @@ def read(raw: Json, sources: Sequence[DiskRef]) -> GuestFacts:
         python=raw.get("python") or "",
         systemd=_version(raw.get("systemd_version") or ""),
         source_disks=tuple(found),
+        unclear=raw.get("unclear") or {},
         disks=tuple(known),
         partition_tables=tuple(_partition_tables(raw, found)),
         filesystems=tuple(filesystems),

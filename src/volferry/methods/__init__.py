@@ -55,6 +55,12 @@ def predicted(parts: Mapping[str, float], basis: str, units: Sequence[Unit]) -> 
     return Prediction(total_s=round(sum(rounded.values()), 3), parts=rounded, basis=basis)
 
 
+def unclear(cloud: CloudFacts, guest: GuestFacts) -> str:
+    """Which volumes are no single disk of the guest, and why; empty when each is."""
+    of = {source.id: source.label for source in cloud.sources}
+    return "; ".join(f"{of.get(known, known)}: {why}" for known, why in guest.unclear.items())
+
+
 class Scene(Protocol):
     """What a method may use of the transfer that it works for."""
 

@@ -14,7 +14,7 @@ from typing import ClassVar
 
 from volferry.errors import Retry, Stop
 from volferry.guests import stacks
-from volferry.methods import Method, Scene, mount_units_s, predicted, units_s
+from volferry.methods import Method, Scene, mount_units_s, predicted, unclear, units_s
 from volferry.methods.rsync import ASSUMED_COMMIT_S, ASSUMED_MOUNT_S, GAIN
 from volferry.model import (
     CloudFacts,
@@ -347,6 +347,7 @@ def _reasons(wanted: Wanted, cloud: CloudFacts, guest: GuestFacts) -> Iterator[s
     """Each thing that would make it decline; empty where it does not."""
     yield "" if guest.family == "linux" else "it is for Linux guests"
     yield "" if guest.root else "it needs root in the guest"
+    yield unclear(cloud, guest)
     yield guest.no_tracking
     yield from stacks.reasons(guest)
     mounts = [mount for fs in guest.filesystems for mount in fs.mounts]

@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
-from volferry.methods import Method, Scene, mount_units_s, predicted, units_s
+from volferry.methods import Method, Scene, mount_units_s, predicted, unclear, units_s
 from volferry.model import (
     CloudFacts,
     Filesystem,
@@ -53,12 +53,13 @@ class Rsync(Method):
     # ---- for the plan ----------------------------------------------------------------------------
 
     def declines(self, wanted: Wanted, cloud: CloudFacts, guest: GuestFacts) -> str:
-        return next(filter(None, self._reasons(wanted, guest)), "")
+        return next(filter(None, self._reasons(wanted, cloud, guest)), "")
 
-    def _reasons(self, wanted: Wanted, guest: GuestFacts) -> Iterator[str]:
+    def _reasons(self, wanted: Wanted, cloud: CloudFacts, guest: GuestFacts) -> Iterator[str]:
         """Each thing that would make it decline; empty where it does not."""
         mounted = [fs for fs in guest.filesystems if fs.mounts]
         yield "" if guest.family == "linux" else "it is for Linux guests"
+        yield unclear(cloud, guest)
         yield "it copies files, and --raw says that there are none" if wanted.raw else ""
         other = "; ".join(guest.other_content)
         yield f"files are not all that the volume holds: {other}" if other else ""
