@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from agent_rig import Disks, Guest, Json, Volume, shell
 from disks_world import World, assert_same_trees, fill, probe
+from mirror_world import Mirrored, end_mirror
 
 StandIn = Callable[[str, str], None]
 
@@ -18,8 +19,9 @@ class Two(World):
     log: Volume = field(init=False)
     log_target: Volume = field(init=False)
     log_path: Path = field(init=False)
+    mirror: Mirrored | None = None
 
-    def make_both(self) -> "Two":
+    def make_both(self, method: str) -> "Two":
         self.make("ext4")
         self.log = self.disks.blank("log", 64)
         shell("mkfs.ext4", "-q", "-L", "log", self.log.loop)
@@ -28,9 +30,20 @@ class Two(World):
         shell("sync", "-f", self.log_path)
         self.guest.install(self.source.ref, self.log.ref)
         self.start_writer()
+        if method == "mirror":
+            self.mirror = Mirrored(self).track()
         self.clone()
         self.log_target = self.disks.clone(self.log, "log-target")
+        self.prepare_both()
         return self
+
+    @property
+    def sources(self) -> list[Volume]:
+        return [self.source, self.log]
+
+    @property
+    def targets(self) -> list[Volume]:
+        return [self.target, self.log_target]
 
     @property
     def log_filesystem(self) -> Json:
@@ -49,15 +62,22 @@ class Two(World):
     def filesystems(self) -> list[Json]:
         return [*super().filesystems, self.log_filesystem]
 
-    def prepare_both(self) -> list[Json]:
+    def prepare_both(self) -> None:
+        if self.mirror:
+            self.mirror.begin()
+            self.mirror.until_compared()
+            return
         data = self.prepare(filesystems=super().filesystems)
         log = self.prepare(
             source=self.log.ref, target=self.log_target.ref, filesystems=[self.log_filesystem]
         )
-        return [*data["filesystems"], *log["filesystems"]]
+        made = [*data["filesystems"], *log["filesystems"]]
+        assert [fs["uuid"] for fs in made] == [fs["uuid"] for fs in self.filesystems]
 
-    def cut_over(self, last: Json, **more: object) -> Json:
-        self.guest.start("cutover", self.cutover_request(last, **more))
+    def cut_over(self) -> Json:
+        if self.mirror:
+            return self.mirror.cut_over()[0]
+        self.guest.start("cutover", self.cutover_request(self.pass_()))
         status = self.guest.wait()
         assert status["state"] == "ended", status
         outcome: Json = status["result"]["outcome"]
@@ -72,21 +92,22 @@ class Two(World):
         assert read_only == ("1" if side == "target" else "0")
 
 
-@pytest.fixture
-def two(guest: Guest, disks: Disks) -> Iterator[Two]:
+@pytest.fixture(params=["rsync", "mirror"])
+def two(guest: Guest, disks: Disks, request: pytest.FixtureRequest) -> Iterator[Two]:
+    if request.param == "mirror":
+        request.getfixturevalue("tracking")
     found = Two(guest, disks)
-    yield found.make_both()
+    yield found.make_both(request.param)
+    end_mirror(guest)
     guest.kill_everything()
     found.end_writer()
 
 
 def test_both_switch_sides_in_one_cutover_and_go_back_in_one(two: Two) -> None:
-    made = two.prepare_both()
-    assert [fs["uuid"] for fs in made] == [fs["uuid"] for fs in two.filesystems]
     before = two.log_path / "written after the clone"
     before.write_text("once")
 
-    outcome = two.cut_over(two.pass_())
+    outcome = two.cut_over()
 
     assert outcome["result"] == "committed", outcome["reason"]
     two.assert_both("target")
@@ -101,13 +122,13 @@ def test_both_switch_sides_in_one_cutover_and_go_back_in_one(two: Two) -> None:
 
 
 def test_one_that_cannot_be_mounted_takes_both_back(two: Two, stand_in: StandIn) -> None:
-    two.prepare_both()
-    last = two.pass_()
     fails = f'*"{two.log_target.loop} "*) echo "mount: injected" >&2; exit 32;;'
     stand_in("mount", f'case "$*" in */mnt/*) ;; {fails} esac\nexec {{real}} "$@"\n')
 
-    outcome = two.cut_over(last)
+    outcome = two.cut_over()
 
     assert (outcome["result"], outcome["live"]) == ("reverted", "source")
     assert "injected" in outcome["reason"]
     two.assert_both("source")
+    if two.mirror:
+        assert all(shell("blkid", "-p", one.loop, check=False) == "" for one in two.targets)
