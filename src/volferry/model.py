@@ -552,6 +552,8 @@ class Plan(Noun):
 class Pass(Noun):
     """One pass over source and target: what was copied, and what was compared."""
 
+    id: str = ""
+    """The mirror's: its process and the number there. No clock tells one pass from another."""
     number: int
     final: bool = False
     started_at: float = 0.0

@@ -742,6 +742,15 @@ def test_a_mirror_is_begun_once_and_ends_when_it_is_told(mirrored: World) -> Non
     assert mirrored.mirror()["state"] == "ended"
 
 
+def test_a_mirror_that_is_begun_again_repeats_no_pass(mirrored: World) -> None:
+    before = {one["id"] for one in mirrored.until_verified()["passes"]}
+
+    assert mirrored.call("stop", lane="mirror")["stopped"]
+    mirrored.begin_again()
+
+    assert not before & {one["id"] for one in mirrored.until_verified()["passes"]}
+
+
 def test_a_mirrored_cutover_moves_the_live_side_and_ends_the_mirror(mirrored: World) -> None:
     mirrored.write("changed", b"last")
 

@@ -120,6 +120,8 @@ class Mirror:
     swapped: bool = False
     held: bool = False
     passes: list[Json] = dataclasses.field(default_factory=list)
+    process: int = 0
+    """Another one each time that it is begun."""
 
 
 class Failed(Exception):
@@ -710,6 +712,7 @@ class FakeGuest:
             here.mirror = Mirror(job_id, asked["sources"])
             if before:
                 here.mirror.pairs, here.mirror.swapped = before.pairs, before.swapped
+                here.mirror.process = before.process + 1
             self.cloud.after(PHASE_S, partial(self._mirror_turn, here.mirror))
         return {"job_id": job_id, "state": "running", "supervisor": "systemd"}
 
@@ -780,8 +783,10 @@ class FakeGuest:
 
     def _mirror_pass(self, mirror: Mirror, *, final: bool = False) -> Json:
         changed = [self._mirror_pair(pair) for pair in mirror.pairs]
+        number = len(mirror.passes) + 1
         one = {
-            "number": len(mirror.passes) + 1,
+            "id": f"{mirror.process}.{number}",
+            "number": number,
             "final": final,
             "started_at": self.cloud.clock,
             "bytes_copied": sum(changed) * CHUNK,

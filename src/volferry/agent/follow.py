@@ -11,6 +11,7 @@ Why nothing is lost
   anew: then everything is suspect, and nothing is called verified until it has been compared again.
 """
 
+import secrets
 import threading
 import time
 from itertools import islice
@@ -91,6 +92,8 @@ class Follower:
         """Grows whenever everything has to be compared from the beginning."""
         self.faults = False
         self.notes: List[str] = []
+        self.process_id = secrets.token_hex(4)
+        self.passes_made = 0
         self.passes: List[Json] = []
         self.phase = "tracking"
         self.throttle = Throttle(self.puts_down)
@@ -244,8 +247,7 @@ class Follower:
         self.job.report(self.phase, **self.told())
 
     def one_pass(self, throttle: Throttle) -> None:
-        number = len(self.passes) + 1
-        result = self.new_pass(number)
+        result = self.new_pass()
         began = time.monotonic()
         for side in self.sides:
             with self.lock:
@@ -264,11 +266,16 @@ class Follower:
         self.dirty_bytes_s = dirty / max(ended - began, 0.001)
         if self.round == round_before and not self.loss:
             self.compared_all, self.suspect = True, False
-        self.passes.append(result)
-        self.passes = self.passes[-50:]
+        self.keep_pass(result)
 
-    def new_pass(self, number: int) -> Json:
+    def keep_pass(self, result: Json) -> None:
+        self.passes_made = result["number"]
+        self.passes = [*self.passes, result][-50:]
+
+    def new_pass(self) -> Json:
+        number = self.passes_made + 1
         return {
+            "id": "{}.{}".format(self.process_id, number),
             "number": number,
             "final": False,
             "started_at": time.time(),

@@ -363,7 +363,7 @@ class Mirror(Follower):
                 "the source is complete; nothing was switched",
                 "everything is compared again, then the cutover can be tried again",
             )
-        result = self.new_pass(len(self.passes) + 1)
+        result = self.new_pass()
         result["final"] = True
         began = time.monotonic()
         for side in self.sides:
@@ -403,7 +403,7 @@ class Mirror(Follower):
         result["compare_s"] = round(time.monotonic() - copied, 4)
         result["verified"] = self.is_verified if self.verify == "full" else self.verify
         result["withheld"] = [self.keep(side, bool(message.get("save"))) for side in self.sides]
-        self.passes.append(result)
+        self.keep_pass(result)
         self.proven = True
         return result
 

@@ -263,12 +263,10 @@ class Mirror(Method):
     async def _figures(self, scene: Scene) -> Json:
         """What the mirror says of itself; new passes are kept."""
         figures = await self._look(scene)
-        known = len(scene.passes())
-        for one in figures["passes"]:
-            number = known + 1
-            if one["started_at"] > max((p.started_at for p in scene.passes()), default=0.0):
-                await scene.passed(_as_pass(one, number))
-                known = number
+        kept = scene.passes()
+        new = [one for one in figures["passes"] if one["id"] not in {p.id for p in kept}]
+        for number, one in enumerate(new, start=len(kept) + 1):
+            await scene.passed(_as_pass(one, number))
         return figures
 
     async def _look(self, scene: Scene) -> Json:
