@@ -655,6 +655,9 @@ class _EngineLine:
     def passes(self) -> Sequence[Pass]:
         return self._store.passes(self._id)
 
+    def events(self) -> Sequence[Event]:
+        return [numbered.event for numbered in self._store.events(self._id)]
+
     def requests(self) -> Sequence[Request]:
         return self._store.pending(self._id)
 

@@ -572,6 +572,9 @@ class Pass(Noun):
     """The mirror counts chunks where rsync counts files."""
     healed: int = 0
     """Differing though untouched since the copy: copied again by content and compared again."""
+    differed_after_loss: int = 0
+    """Found by the mirror when it compared everything, because it could not know what was written:
+    no fault, copied again and compared again like the healed ones."""
     watermark: float = 0.0
     """Guest wall clock: all that did not change after it has been compared."""
     clock_offset: float = 0.0

@@ -742,13 +742,22 @@ def test_a_mirror_is_begun_once_and_ends_when_it_is_told(mirrored: World) -> Non
     assert mirrored.mirror()["state"] == "ended"
 
 
-def test_a_mirror_that_is_begun_again_repeats_no_pass(mirrored: World) -> None:
-    before = {one["id"] for one in mirrored.until_verified()["passes"]}
+def test_a_mirror_that_is_begun_again_says_so_and_repeats_no_pass(mirrored: World) -> None:
+    before = mirrored.mirror()["progress"]["figures"]
+    assert (before["notes"], before["notes_count"]) == ([], 0)
+    assert len({one["id"] for one in before["passes"]}) == len(before["passes"]) > 0
 
-    assert mirrored.call("stop", lane="mirror")["stopped"]
-    mirrored.begin_again()
+    noted = []
+    for job_id in ("mirror-2", "mirror-3"):
+        assert mirrored.call("stop", lane="mirror")["stopped"]
+        mirrored.track(job_id, suspect="the mirror was begun again")
+        mirrored.until_verified()
+        after = mirrored.mirror()["progress"]["figures"]
+        noted.append((after["notes_id"], after["notes_count"]))
 
-    assert not before & {one["id"] for one in mirrored.until_verified()["passes"]}
+    assert after["notes"] == 2 * ["everything is compared again: the mirror was begun again"]
+    assert noted == [(after["notes_id"], 1), (after["notes_id"], 2)]
+    assert not {one["id"] for one in before["passes"]} & {one["id"] for one in after["passes"]}
 
 
 def test_a_mirrored_cutover_moves_the_live_side_and_ends_the_mirror(mirrored: World) -> None:

@@ -122,6 +122,7 @@ class Mirror:
     passes: list[Json] = dataclasses.field(default_factory=list)
     process: int = 0
     """Another one each time that it is begun."""
+    notes: list[str] = dataclasses.field(default_factory=list)
 
 
 class Failed(Exception):
@@ -713,6 +714,8 @@ class FakeGuest:
             if before:
                 here.mirror.pairs, here.mirror.swapped = before.pairs, before.swapped
                 here.mirror.process = before.process + 1
+                why = asked.get("suspect", "the agent or the guest was restarted")
+                here.mirror.notes = [*before.notes, f"everything is compared again: {why}"]
             self.cloud.after(PHASE_S, partial(self._mirror_turn, here.mirror))
         return {"job_id": job_id, "state": "running", "supervisor": "systemd"}
 
@@ -744,7 +747,9 @@ class FakeGuest:
             "verified": bool(mirror.passes),
             "verify": "full",
             "standby": mirror.swapped,
-            "notes": [],
+            "notes": mirror.notes[-20:],
+            "notes_id": "mirror",
+            "notes_count": len(mirror.notes),
         }
 
     def _verb_tell(self, request: Json) -> Json:
@@ -795,6 +800,7 @@ class FakeGuest:
             "chunks_compared": 1,
             "changed_meanwhile": 0,
             "healed": 0,
+            "differed_after_loss": 0,
             "copy_s": PHASE_S,
             "compare_s": PHASE_S,
             "boot_id": self.boot_id,
@@ -1036,7 +1042,8 @@ class FakeGuest:
         error = None
         if reason and not (job.name == "cutback" and result == "reverted"):
             error = Failed("failed", f"the {job.name} ended '{result}': {reason}")
-        self._end(job, {"outcome": outcome, "notes": [], "within_budget": True}, error)
+        result = {"outcome": outcome, "notes": [], "job_id": job.id, "within_budget": True}
+        self._end(job, result, error)
 
     def _services(self, job: Job, *, up: bool) -> None:
         units = [unit["name"] for unit in job.request.get("units", [])]
@@ -1070,7 +1077,8 @@ def _phases(job: Job) -> tuple[str, ...]:
 _PASS_FIELDS = (
     "number", "final", "started_at", "copy_s", "compare_s", "files_total", "files_copied",
     "files_deleted", "bytes_copied", "files_compared", "bytes_compared", "changed_meanwhile",
-    "healed", "watermark", "clock_offset", "boot_id", "chunks_copied", "chunks_compared",
+    "healed", "differed_after_loss", "watermark", "clock_offset", "boot_id",
+    "chunks_copied", "chunks_compared",
 )  # fmt: skip
 
 

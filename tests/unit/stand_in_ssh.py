@@ -109,7 +109,7 @@ class Guest:
             "result": "committed", "live": "target", "downtime_s": 1.5, "settled": True,
             "parts": {"stop": 0.5, "start": 1.0}, "final_pass": {**one, "number": 9, "final": True},
         }  # fmt: skip
-        return {"outcome": outcome}
+        return {"outcome": outcome, "notes": [], "job_id": job["job_id"]}
 
 
 def main() -> int:

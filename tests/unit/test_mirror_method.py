@@ -9,6 +9,8 @@ from volferry.methods.mirror import Mirror
 from volferry.model import Json, Pass
 from volferry.steps.step import Context
 
+OVERRUN = "everything is compared again: 12 events were lost (overrun)"
+
 
 def one_pass(id: str, started_at: float = 1000.0, **changes: Any) -> Json:
     number = int(id.rpartition(".")[2])
@@ -36,7 +38,10 @@ class MirroringGuest:
             "verify": "full",
             "standby": False,
             "notes": [],
+            "notes_id": "aa",
+            "notes_count": 0,
         }
+        self.results: dict[str, Json] = {}
 
     def says(self, **figures: Any) -> None:
         self.figures = {**self.figures, **figures}
@@ -56,6 +61,12 @@ class MirroringGuest:
     def pairs(self, scene: Any) -> list[Json]:
         return []
 
+    async def result_of(self, scene: Any, job: str, **more: Any) -> Json | None:
+        return self.results.get(job)
+
+    async def run_job(self, scene: Any, job: str, *more: Any, **named: Any) -> Json:
+        return self.results[job]
+
 
 @pytest.fixture
 def guest() -> MirroringGuest:
@@ -66,6 +77,95 @@ def scene_of(guest: MirroringGuest, line: Any = None, **wanted: Any) -> Context:
     plan = world.plan()
     plan = plan.model_copy(update={"wanted": plan.wanted.model_copy(update=wanted)})
     return Context(world.ID, plan, guest=guest, method=Mirror(), line=line)
+
+
+def notes(scene: Any) -> list[str]:
+    return [event.facts["text"] for event in scene.line.told if event.kind == "note"]
+
+
+def switch(*texts: str, job_id: str = "cutover-2-ab") -> Json:
+    outcome = {"result": "committed", "live": "target"}
+    return {"outcome": outcome, "notes": list(texts), "job_id": job_id, "within_budget": True}
+
+
+# ---- notes ---------------------------------------------------------------------------------------
+
+
+async def test_what_the_mirror_noted_is_told_once_however_often_it_is_asked(
+    guest: MirroringGuest,
+) -> None:
+    scene = scene_of(guest)
+    guest.says(notes=[OVERRUN], notes_count=1)
+
+    await Mirror().catch_up(scene)
+    await Mirror().catch_up(scene)
+    assert notes(scene) == [f"mirror: {OVERRUN}"]
+
+    guest.says(notes=[OVERRUN, OVERRUN], notes_count=2)
+    await Mirror().catch_up(scene)
+    assert notes(scene) == [f"mirror: {OVERRUN}"] * 2, "it was lost twice"
+
+
+async def test_a_later_process_does_not_tell_again_what_is_in_the_journal(
+    guest: MirroringGuest,
+) -> None:
+    scene = scene_of(guest)
+    guest.says(notes=[OVERRUN], notes_count=1)
+    await Mirror().catch_up(scene)
+
+    resumed = scene_of(guest, line=scene.line)
+    guest.says(notes=[OVERRUN, "1 chunks differed"], notes_count=2)
+    await Mirror().catch_up(resumed)
+
+    assert notes(resumed) == [f"mirror: {OVERRUN}", "mirror: 1 chunks differed"]
+
+
+async def test_notes_that_were_pushed_out_of_the_last_ones_do_not_move_the_others(
+    guest: MirroringGuest,
+) -> None:
+    scene = scene_of(guest)
+    guest.says(notes=["one", "two"], notes_count=2)
+    await Mirror().catch_up(scene)
+
+    guest.says(notes=["two", "three"], notes_count=3)
+    await Mirror().catch_up(scene)
+
+    assert notes(scene) == ["mirror: one", "mirror: two", "mirror: three"]
+
+
+async def test_a_mirror_that_is_ended_is_asked_for_its_last_words(guest: MirroringGuest) -> None:
+    scene = scene_of(guest)
+    guest.says(notes=[OVERRUN], notes_count=1)
+
+    await Mirror().leave(scene)
+
+    assert notes(scene) == [f"mirror: {OVERRUN}"]
+    assert guest.state == "ended"
+
+
+async def test_what_a_cutover_noted_is_told_once_and_that_of_the_next_one_too(
+    guest: MirroringGuest,
+) -> None:
+    scene = scene_of(guest)
+    gone = "the source is no standby: its mirror ended before it was one"
+    guest.results["cutover"] = switch(gone)
+
+    await Mirror().outcome(scene)
+    await Mirror().outcome(scene_of(guest, line=scene.line))
+    assert notes(scene) == [f"cutover: {gone}"]
+
+    guest.results["cutover"] = switch(gone, job_id="cutover-3-cd")
+    await Mirror().outcome(scene)
+    assert notes(scene) == [f"cutover: {gone}"] * 2
+
+
+async def test_what_the_way_back_noted_is_told(guest: MirroringGuest) -> None:
+    scene = scene_of(guest)
+    guest.results["cutback"] = switch("command 'x' failed", job_id="cutback--ef")
+
+    await Mirror().cutback(scene)
+
+    assert notes(scene) == ["going back: command 'x' failed"]
 
 
 # ---- passes --------------------------------------------------------------------------------------

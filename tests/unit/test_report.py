@@ -8,7 +8,7 @@ import cli_world as world
 import pytest
 
 from volferry.model import Event, Layer, Member, Outcome, Pass, Result, State
-from volferry.report import lines, planned, story, summary
+from volferry.report import lines, page, planned, story, summary
 from volferry.report.phases import PHASE_OF, PHASES
 from volferry.steps import SEQUENCE
 
@@ -73,6 +73,33 @@ def test_passes_without_comparison_say_that_nothing_was_compared() -> None:
     report = story.tell(world.transfer(step="sync"), world.events("prepare"), {}, [live])
     assert report.verified == ()
     assert report.not_verified == ("nothing was compared while the service ran",)
+
+
+def noted(*texts: str) -> list[Event]:
+    return [
+        Event(at=world.BEGAN + 9, transfer=world.ID, kind="note", facts={"text": one, **extra})
+        for one, extra in zip(texts, ({"note_id": "aa.1"}, {}), strict=True)
+    ]
+
+
+def test_what_the_guest_noted_is_in_every_form_of_the_report() -> None:
+    lost, other = "mirror: everything is compared again: an overrun", "data is detached"
+    events = [*world.events(), *noted(lost, other)]
+    report = story.tell(world.transfer(State.DONE), events, world.RECEIPTS, world.PASSES)
+
+    assert lost in text(report)
+    assert lost in report.model_dump_json()
+    assert lost in page.render(report)
+    assert other not in text(report), "it is no word of the guest's"
+
+
+def test_what_a_loss_left_different_is_no_fault() -> None:
+    one = Pass(number=1, chunks_copied=9, chunks_compared=90, differed_after_loss=7)
+    report = story.tell(world.transfer(), [], {}, [one])
+
+    [_, said] = report.verified
+    assert said.startswith("7 chunks differed when everything was compared once more")
+    assert "untouched" not in said
 
 
 def test_a_standby_that_was_let_go_is_said_to_stay_hidden() -> None:

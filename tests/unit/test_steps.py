@@ -81,7 +81,7 @@ async def test_another_back_end_gets_the_sources_type_first_and_is_retyped(cloud
     [moved] = known["retype"]["retypes"]
     assert (moved["was"], moved["now"]) == ("cbs-standard", "cbs-premium")
     assert (await cloud.volume(made(known)[0])).type == "cbs-premium"
-    assert any("retyped" in e.facts["text"] for e in ctx.line.events if e.kind == "note")
+    assert any("retyped" in e.facts["text"] for e in ctx.line.told if e.kind == "note")
 
 
 async def test_a_retype_that_is_accepted_and_silently_not_done_stops(cloud):
@@ -291,7 +291,7 @@ class Shown:
         self.outcome = {}
 
     async def run_job(self, scene, job, key, request, **more):
-        return {"outcome": self.outcome}
+        return {"outcome": self.outcome, "notes": [], "job_id": job}
 
     async def last_job(self):
         return self.job

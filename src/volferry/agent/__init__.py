@@ -106,7 +106,7 @@ that was set, or a restart since) means that everything is compared. ``exclude``
      "exclude", "watermark", "clock_offset", "boot_id", "slack_s",
      "deadline_s": 120, "settle_s": 60, "max_downtime_s": 10}
     UNIT {"name": str, "stop_timeout_s": float, "start_timeout_s": float}
-    -> {"outcome": model.Outcome's fields, "notes": [str], "within_budget": bool}
+    -> {"outcome": model.Outcome's fields, "notes": [str], "job_id": str, "within_budget": bool}
 
 A side file's content null means that the file does not exist on that side. They are written in the
 order given when the target becomes the live side and in reverse when the source does; the last is

@@ -785,6 +785,7 @@ class Cutover(Recorded):
         result = {
             "outcome": outcome,
             "notes": self.record.get("notes", []),
+            "job_id": self.job_id,
             "within_budget": most_s is None or outcome["downtime_s"] <= float(most_s),
         }
         error = None

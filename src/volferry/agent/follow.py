@@ -17,7 +17,7 @@ import time
 from itertools import islice
 from typing import Callable, Dict, List, Optional
 
-from volferry.agent.basics import AgentError, Json, Log, Place, Stopped
+from volferry.agent.basics import AgentError, Json, Log, Place, Stopped, read_json, write_json
 from volferry.agent.blocks import Pair, Throttle, chunk_bytes_for
 from volferry.agent.chunks import ChunkSet
 from volferry.agent.disks import Disk, resolve
@@ -33,6 +33,9 @@ BUFFER_KIB = 8192
 """Of the kernel's ring buffer, for each processor: 100 000 writes between two drains."""
 WATCH_KIB = 1024
 """The same for the targets: less, as all that a loss costs there is a comparison."""
+
+NOTES = "notes.json"
+NOTES_KEPT = 20
 
 
 def tracker_name(transfer: str) -> str:
@@ -91,7 +94,13 @@ class Follower:
         self.round = 0
         """Grows whenever everything has to be compared from the beginning."""
         self.faults = False
-        self.notes: List[str] = []
+        self.noted: Json = read_json(job.path(NOTES)) or {
+            "id": secrets.token_hex(4),
+            "count": 0,
+            "texts": [],
+        }
+        """On the disk, because nobody may have asked before this process ends; ``count`` tells
+        those who ask which of them they know."""
         self.process_id = secrets.token_hex(4)
         self.passes_made = 0
         self.passes: List[Json] = []
@@ -234,9 +243,22 @@ class Follower:
             everything.add_all()
             side.unverified = side.pair.free(everything) if side.pair is not None else everything
 
+    @property
+    def notes(self) -> List[str]:
+        texts: List[str] = self.noted["texts"]
+        return texts
+
     def note(self, text: str) -> None:
         Log.say(text)
-        self.notes.append(text)
+        self.noted = {
+            "id": self.noted["id"],
+            "count": self.noted["count"] + 1,
+            "texts": [*self.notes, text][-NOTES_KEPT:],
+        }
+        try:
+            write_json(self.job.path(NOTES), self.noted)
+        except OSError as error:  # a full root disk is no reason to lose what is tracked
+            Log.say("the note could not be kept: {}".format(error))
 
     # -- passes
 
@@ -286,6 +308,7 @@ class Follower:
             "chunks_compared": 0,
             "changed_meanwhile": 0,
             "healed": 0,
+            "differed_after_loss": 0,
             "copy_s": 0.0,
             "compare_s": 0.0,
             "boot_id": self.place.boot_id,
@@ -357,7 +380,7 @@ class Follower:
         if self.suspect:
             with self.lock:
                 side.dirty.update(differing)
-            result["healed"] += differing.count
+            result["differed_after_loss"] += differing.count
             return
         ends = time.monotonic() + self.in_flight_s
         left = differing
@@ -407,6 +430,7 @@ class Follower:
     def figures(self) -> Json:
         with self.lock:
             dirty = sum(side.dirty_bytes for side in self.sides)
+        noted = self.noted
         return {
             "phase": self.phase,
             "passes": self.passes[-5:],
@@ -419,7 +443,9 @@ class Follower:
             "verified": self.is_verified,
             "verify": self.verify,
             "events": self.events,
-            "notes": self.notes[-20:],
+            "notes": noted["texts"],
+            "notes_id": noted["id"],
+            "notes_count": noted["count"],
             "chunk_bytes": [side.chunk_bytes for side in self.sides],
         }
 

@@ -21,7 +21,8 @@ from volferry.agent.sides import MountPlan, Sides
 PASS_FIELDS = (
     "number", "final", "started_at", "copy_s", "compare_s", "files_total", "files_copied",
     "files_deleted", "bytes_copied", "files_compared", "bytes_compared", "changed_meanwhile",
-    "healed", "watermark", "clock_offset", "boot_id", "chunks_copied", "chunks_compared",
+    "healed", "differed_after_loss", "watermark", "clock_offset", "boot_id",
+    "chunks_copied", "chunks_compared",
 )  # fmt: skip
 
 

@@ -71,6 +71,7 @@ class Scene(Protocol):
     known: Mapping[str, Receipt]
 
     async def tell(self, kind: str, **facts: Any) -> None: ...
+    async def tell_note(self, note_id: str, text: str) -> None: ...
     async def passed(self, one: Pass) -> None: ...
     async def progress(self, progress: Progress) -> None: ...
     def passes(self) -> Sequence[Pass]: ...
@@ -230,7 +231,7 @@ class Method(abc.ABC):
             flag="--cutover-timeout",
             uninterrupted=True,
         )
-        return Outcome.model_validate(result["outcome"])
+        return await _heard(scene, "going back", result)
 
     async def outcome(self, scene: Scene) -> Outcome | None:
         """What the guest knows of a cutover that was begun; None when there was none."""
@@ -241,7 +242,14 @@ class Method(abc.ABC):
             flag="--cutover-timeout",
             meanwhile=self.meanwhile(scene, "cutover"),
         )
-        return Outcome.model_validate(result["outcome"]) if result else None
+        return await _heard(scene, "cutover", result) if result else None
+
+
+async def _heard(scene: Scene, what: str, result: Json) -> Outcome:
+    """The outcome in what a switch ended with; what the guest noted on the way is told."""
+    for number, text in enumerate(result["notes"], start=1):
+        await scene.tell_note(f"{result['job_id']}.{number}", f"{what}: {text}")
+    return Outcome.model_validate(result["outcome"])
 
 
 def all_methods() -> list[Method]:

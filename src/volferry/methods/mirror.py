@@ -129,9 +129,17 @@ class Mirror(Method):
         return {"since": time.time()}
 
     async def untrack(self, scene: Scene) -> None:
-        await scene.guest.stop_mirror()
+        await self._end(scene)
 
     async def leave(self, scene: Scene) -> None:
+        await self._end(scene)
+
+    async def _end(self, scene: Scene) -> None:
+        """With its last words: a standby follows for days while nobody asks."""
+        status = await scene.guest.mirror_status()
+        figures = (status["progress"] or {}).get("figures")
+        if figures:
+            await _tell_notes(scene, figures)
         await scene.guest.stop_mirror()
 
     async def _begin(self, scene: Scene) -> None:
@@ -202,6 +210,7 @@ class Mirror(Method):
             "compared": f"{sum(p.chunks_compared for p in passes)} chunks",
             "bytes_compared": sum(p.bytes_compared for p in passes),
             "healed": sum(p.healed for p in passes),
+            "differed_after_loss": sum(p.differed_after_loss for p in passes),
             "verify": figures["verify"],
             "predicted": prediction.model_dump(mode="json"),
         }
@@ -285,6 +294,7 @@ class Mirror(Method):
         figures: Json = said.get("figures") or {}
         if not figures:
             figures = await scene.guest.tell_mirror({"do": "figures"})
+        await _tell_notes(scene, figures)
         await scene.progress(
             Progress(
                 what=figures["phase"],
@@ -330,6 +340,12 @@ class Mirror(Method):
             asked = True
 
         return when_awaited
+
+
+async def _tell_notes(scene: Scene, figures: Json) -> None:
+    texts = figures["notes"]
+    for number, text in enumerate(texts, start=figures["notes_count"] - len(texts) + 1):
+        await scene.tell_note(f"{figures['notes_id']}.{number}", f"mirror: {text}")
 
 
 def _is_awaited(status: Json, job: str) -> bool:

@@ -178,7 +178,7 @@ def tell(
         fstab_changes=_texts(receipts.get("cutover", {}).get("fstab_changes")),
         api_calls=_api_calls(events),
         remaining=_remaining(transfer, receipts),
-        notes=_notes(transfer, receipts),
+        notes=(*_noted(events), *_notes(transfer, receipts)),
         infrastructure=_of_each(
             [(pair, infra.commands(plan.cloud.server.id, target.id)) for pair, target in moved]
         ),
@@ -300,6 +300,13 @@ def _verification(
                 f"{counted(healed, live[0].piece)} differed though untouched since the copy:"
                 " copied again by content and compared again"
             )
+        lost = sum(one.differed_after_loss for one in live)
+        if lost:
+            done.append(
+                f"{counted(lost, live[0].piece)} differed when everything was compared once more,"
+                " because it was not known any more what had been written: copied again and"
+                " compared again"
+            )
     elif live:
         lacking.append("nothing was compared while the service ran")
     if final is not None:
@@ -399,6 +406,13 @@ def _remaining(transfer: Transfer, receipts: dict[str, Receipt]) -> tuple[str, .
 
 def _left(receipts: dict[str, Receipt]) -> tuple[str, ...]:
     return _texts(receipts.get("tidy", {}).get("left"))
+
+
+def _noted(events: Iterable[Event]) -> tuple[str, ...]:
+    """What the guest noted, in its words."""
+    return tuple(
+        plain(event.facts.get("text") or "") for event in events if "note_id" in event.facts
+    )
 
 
 def _notes(transfer: Transfer, receipts: dict[str, Receipt]) -> tuple[str, ...]:

@@ -120,6 +120,7 @@ class Line(Protocol):
     async def progress(self, progress: Progress) -> None: ...
     async def passed(self, one: Pass) -> None: ...
     def passes(self) -> Sequence[Pass]: ...
+    def events(self) -> Sequence[Event]: ...
     def requests(self) -> "Sequence[Request]": ...
     def take(self, request: "Request") -> None: ...
     def stop_asked(self) -> bool: ...
@@ -130,14 +131,14 @@ class Unheard:
     """The line of a context that no engine carries: keeps what is told, and nobody answers."""
 
     def __init__(self) -> None:
-        self.events: list[Event] = []
+        self.told: list[Event] = []
         self.reports: list[Progress] = []
         self.made: list[Pass] = []
         self.asked: list[Request] = []
         self.stop = False
 
     async def event(self, event: Event) -> None:
-        self.events.append(event)
+        self.told.append(event)
 
     async def progress(self, progress: Progress) -> None:
         self.reports.append(progress)
@@ -147,6 +148,9 @@ class Unheard:
 
     def passes(self) -> Sequence[Pass]:
         return tuple(self.made)
+
+    def events(self) -> Sequence[Event]:
+        return tuple(self.told)
 
     def requests(self) -> "Sequence[Request]":
         return tuple(self.asked)
@@ -166,7 +170,7 @@ class Context:
 
     Whoever opens the cloud and the guest makes it; the engine then puts its own ``line`` in and
     keeps ``step`` and ``known`` right. Without an engine, as in a step's own test, what is told
-    lands in ``ctx.line.events`` of an ``Unheard`` line.
+    lands in ``ctx.line.told`` of an ``Unheard`` line.
     """
 
     def __init__(
@@ -191,10 +195,21 @@ class Context:
         """Name of the step that is being carried."""
         self.line: Line = line if line is not None else Unheard()
         self._calls_told = 0
+        self._notes_told: set[str] | None = None
 
     async def tell(self, kind: str, /, **facts: Any) -> None:
         """Tell an event: it is on disk, and every listener has heard it, when this returns."""
         await self.line.event(self._event(kind, facts))
+
+    async def tell_note(self, note_id: str, text: str) -> None:
+        """Tell what the guest noted, unless this transfer has told it already: guests are asked for
+        the same notes again and again, by later processes too."""
+        if self._notes_told is None:
+            told = self.line.events()
+            self._notes_told = {e.facts["note_id"] for e in told if "note_id" in e.facts}
+        if note_id not in self._notes_told:
+            await self.tell("note", text=text, note_id=note_id)
+            self._notes_told.add(note_id)
 
     async def progress(self, progress: Progress) -> None:
         """Say how far a long wait is. Only the last one is kept."""
