@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.fakes.cloud import FakeCloud, When
+from volferry.methods import Outlook
 from volferry.model import (
     MARK,
     Disk,
@@ -84,8 +85,8 @@ class Method:
     async def sync(self, scene: Context) -> Receipt:
         return {"passes": 2, "files_compared": 1}
 
-    async def catch_up(self, scene: Context) -> Prediction:
-        return Prediction(total_s=0.1)
+    async def catch_up(self, scene: Context) -> Outlook:
+        return Outlook(Prediction(total_s=0.1), gains=False)
 
     async def cutover(self, scene: Context) -> Outcome:
         scene.guest.live = "target"

@@ -744,6 +744,7 @@ class FakeGuest:
             "mask_s": 0.01,
             "publish_s": 0.01,
             "systemctl_s": 0.01,
+            "pace": 0.05,
             "verified": bool(mirror.passes),
             "verify": "full",
             "standby": mirror.swapped,

@@ -5,8 +5,10 @@ from typing import Any
 import cli_world as world
 import pytest
 
+from volferry.errors import Stop
 from volferry.methods.mirror import Mirror
-from volferry.model import Json, Pass
+from volferry.model import Json, Pass, Timeouts
+from volferry.steps.cutover import Cutover
 from volferry.steps.step import Context
 
 OVERRUN = "everything is compared again: 12 events were lost (overrun)"
@@ -34,6 +36,7 @@ class MirroringGuest:
             "mask_s": 0.01,
             "publish_s": 0.01,
             "systemctl_s": 0.01,
+            "pace": 0.05,
             "verified": True,
             "verify": "full",
             "standby": False,
@@ -56,9 +59,20 @@ class MirroringGuest:
 
     async def tell_mirror(self, message: Json) -> Json:
         self.told.append(message)
+        if message["do"] == "set":
+            self.says(pace=message["pace"])
         return self.figures
 
     def pairs(self, scene: Any) -> list[Json]:
+        return []
+
+    async def sides(self, scene: Any) -> tuple[list[Json], list[str]]:
+        return [], []
+
+    def filesystems(self, scene: Any) -> list[Json]:
+        return []
+
+    def layers(self, scene: Any) -> list[Json]:
         return []
 
     async def result_of(self, scene: Any, job: str, **more: Any) -> Json | None:
@@ -200,3 +214,71 @@ async def test_the_first_pass_of_a_process_that_began_again_is_not_the_first_pas
         ("aa.2", 2, True),
         ("bb.1", 3, False),
     ]
+
+
+# ---- when passes gain nothing any more -----------------------------------------------------------
+
+# 2 GiB at 100 MB/s take longer than the ten seconds that are allowed.
+DIVERGED: Json = {
+    "dirty_bytes": 2 << 30,
+    "passes": [one_pass("aa.1", bytes_copied=2 << 30), one_pass("aa.2", bytes_copied=2 << 30)],
+}
+GAINING: Json = {
+    **DIVERGED,
+    "passes": [one_pass("aa.1", bytes_copied=9 << 30), one_pass("aa.2", bytes_copied=2 << 30)],
+}
+FITTING: Json = {**DIVERGED, "dirty_bytes": 1 << 20}
+
+
+@pytest.mark.parametrize("then", ["hold", "throttle-sync", "cutover"])
+async def test_only_throttle_sync_takes_the_giving_way_from_a_copy_that_gains_nothing(
+    guest: MirroringGuest, then: str
+) -> None:
+    scene = scene_of(guest, on_divergence=then)
+    guest.says(**DIVERGED)
+
+    assert not (await Mirror().catch_up(scene)).gains
+    await Mirror().catch_up(scene)
+
+    throttled = then == "throttle-sync"
+    orders = [message for message in guest.told if message["do"] == "set"]
+    assert orders == ([{"do": "set", "pace": 1.0}] if throttled else [])
+    said = "from now on copying does not give way to the service"
+    assert notes(scene) == ([said] if throttled else [])
+
+
+@pytest.mark.parametrize(("figures", "gains"), [(GAINING, True), (FITTING, False)])
+async def test_a_copy_gives_way_while_it_gains_and_when_it_fits(
+    guest: MirroringGuest, figures: Json, gains: bool
+) -> None:
+    guest.says(**figures)
+    outlook = await Mirror().catch_up(scene_of(guest, on_divergence="throttle-sync"))
+
+    assert outlook.gains is gains
+    assert not [message for message in guest.told if message["do"] == "set"]
+
+
+async def test_a_service_that_writes_nothing_leaves_nothing_to_gain(guest: MirroringGuest) -> None:
+    guest.says(passes=[one_pass("aa.1", bytes_copied=2 << 30)])
+    assert not (await Mirror().catch_up(scene_of(guest))).gains
+
+    guest.says(verified=False)
+    ended = scene_of(guest, timeouts=Timeouts(sync_s=0.0))
+    assert (await Mirror().catch_up(ended)).gains, "what was not compared is not cut over"
+
+
+@pytest.mark.parametrize(("then", "goes"), [("hold", False), ("cutover", True)])
+async def test_the_gate_hears_that_passes_gain_nothing(
+    guest: MirroringGuest, then: str, goes: bool
+) -> None:
+    scene = scene_of(guest, on_divergence=then, timeouts=Timeouts(sync_s=0.0), cutover="auto")
+    guest.says(**DIVERGED)
+    guest.results["cutover"] = switch()
+    scene.known = {"target": {"targets": []}}
+
+    if goes:
+        receipt = await Cutover().do(scene)
+        assert receipt["outcome"]["result"] == "committed"
+    else:
+        with pytest.raises(Stop, match="passes gain nothing any more; holds"):
+            await Cutover().do(scene)

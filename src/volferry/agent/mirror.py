@@ -152,6 +152,7 @@ class Mirror(Follower):
             mask_s=round(self.mask_s, 4),
             publish_s=round(self.publish_s, 4),
             systemctl_s=self.systemctl_s,
+            pace=self.pace,
             standby=self.is_swapped,
         )
 

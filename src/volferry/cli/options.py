@@ -161,8 +161,9 @@ def wanted_options(function: F) -> F:
         grouped(copy, "--verify", type=click.Choice(["full", "written", "none"]),
                 help="What the mirror compares before the cutover. Default: full."),
         grouped(copy, "--on-divergence", type=click.Choice(["hold", "throttle-sync", "cutover"]),
-                help="When the service writes faster than is copied: wait, copy without giving way"
-                " to it, or cut over all the same. Default: hold."),
+                help="When the prediction does not fit --max-downtime and passes gain nothing any"
+                " more: wait, let the mirror copy without giving way to the service, or cut over"
+                " all the same. Default: hold."),
         grouped(stop, "--unit", "unit", metavar="UNIT", multiple=True,
                 help="Stop and start this systemd unit; repeatable."),
         grouped(stop, "--units", type=click.Choice(["auto"]),

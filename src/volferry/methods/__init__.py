@@ -10,6 +10,7 @@ import abc
 import importlib
 import pkgutil
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 from volferry.model import (
@@ -59,6 +60,15 @@ def unclear(cloud: CloudFacts, guest: GuestFacts) -> str:
     """Which volumes are no single disk of the guest, and why; empty when each is."""
     of = {source.id: source.label for source in cloud.sources}
     return "; ".join(f"{of.get(known, known)}: {why}" for known, why in guest.unclear.items())
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What the last pass promises of a cutover."""
+
+    prediction: Prediction
+    gains: bool
+    """Further passes would make the downtime shorter."""
 
 
 class Scene(Protocol):
@@ -160,8 +170,8 @@ class Method(abc.ABC):
         """Passes until everything was copied and compared, and further ones gain nothing."""
 
     @abc.abstractmethod
-    async def catch_up(self, scene: Scene) -> Prediction:
-        """One more pass, unless the last one has only just ended; the downtime it promises."""
+    async def catch_up(self, scene: Scene) -> Outlook:
+        """One more pass, unless the last one has only just ended; what it promises."""
 
     @abc.abstractmethod
     def content(self, scene: Scene) -> Json:

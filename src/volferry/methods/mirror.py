@@ -14,7 +14,7 @@ from typing import ClassVar
 
 from volferry.errors import Retry, Stop
 from volferry.guests import stacks
-from volferry.methods import Method, Scene, mount_units_s, predicted, unclear, units_s
+from volferry.methods import Method, Outlook, Scene, mount_units_s, predicted, unclear, units_s
 from volferry.methods.rsync import ASSUMED_COMMIT_S, ASSUMED_MOUNT_S, GAIN
 from volferry.model import (
     CloudFacts,
@@ -47,6 +47,8 @@ POLL_S = 0.5
 SWITCH_NEEDS_S = 20.0
 """Time that the guest must still have when the source is asked out of it, or into it again: seconds
 are usual."""
+UNPACED = 1.0
+"""All of the disks' time is the copy's."""
 MIN_PASSES = 2
 """The first copies and compares everything, the second shows what is written meanwhile."""
 
@@ -192,8 +194,8 @@ class Mirror(Method):
             if figures["verified"]:
                 prediction = self._predict(scene, figures)
                 fits = prediction.total_s <= scene.plan.wanted.max_downtime_s
-                idle = not figures["dirty_bytes"]
-                if idle or (len(passes) >= MIN_PASSES and (fits or not _gains(passes))):
+                enough = len(passes) >= MIN_PASSES and (fits or not _gains(passes))
+                if enough or _is_idle(figures):
                     break
             scene.check_stop()
             if time.monotonic() >= ends:
@@ -215,7 +217,7 @@ class Mirror(Method):
             "predicted": prediction.model_dump(mode="json"),
         }
 
-    async def catch_up(self, scene: Scene) -> Prediction:
+    async def catch_up(self, scene: Scene) -> Outlook:
         await self._pairs(scene)
         ends = time.monotonic() + scene.plan.wanted.timeouts.sync_s
         figures = await self._figures(scene)
@@ -225,11 +227,16 @@ class Mirror(Method):
                 break
             await scene.sleep(POLL_S)
             figures = await self._figures(scene)
-        if scene.plan.wanted.on_divergence == "throttle-sync" and not _gains(scene.passes()):
-            await scene.guest.tell_mirror({"do": "set", "pace": 1.0})
         prediction = self._predict(scene, figures)
         await scene.tell("prediction", **prediction.model_dump(mode="json"))
-        return prediction
+        gains = not figures["verified"] or (not _is_idle(figures) and _gains(scene.passes()))
+        wanted = scene.plan.wanted
+        fits = prediction.total_s <= wanted.max_downtime_s
+        gives_way = figures["pace"] < UNPACED
+        if wanted.on_divergence == "throttle-sync" and gives_way and not (fits or gains):
+            await scene.guest.tell_mirror({"do": "set", "pace": UNPACED})
+            await scene.tell("note", text="from now on copying does not give way to the service")
+        return Outlook(prediction, gains)
 
     def _predict(self, scene: Scene, figures: Json) -> Prediction:
         plan = scene.plan
@@ -391,6 +398,11 @@ def _no_standby(wanted: Wanted, cloud: CloudFacts, detached: bool) -> Iterator[s
         yield "its source is detached before the commit and cannot be a standby (--keep-standby)"
     if wanted.size_gib and any(wanted.size_gib > source.size_gib for source in cloud.sources):
         yield "a larger target does not fit on the old volume (--keep-standby)"
+
+
+def _is_idle(figures: Json) -> bool:
+    """Nothing is left to copy."""
+    return not figures["dirty_bytes"]
 
 
 def _gains(passes: Sequence[Pass]) -> bool:

@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
-from volferry.methods import Method, Scene, mount_units_s, predicted, unclear, units_s
+from volferry.methods import Method, Outlook, Scene, mount_units_s, predicted, unclear, units_s
 from volferry.model import (
     CloudFacts,
     Filesystem,
@@ -173,13 +173,15 @@ class Rsync(Method):
             "predicted": prediction.model_dump(mode="json"),
         }
 
-    async def catch_up(self, scene: Scene) -> Prediction:
+    async def catch_up(self, scene: Scene) -> Outlook:
         passes = scene.passes()
         age_s = time.time() - passes[-1].kept_at if passes else FRESH_S
         if not 0 <= age_s < FRESH_S:
             await self._pass(scene, scene.plan.wanted.timeouts.sync_s)
-            return await self._tell_prediction(scene)
-        return self._predict(scene)
+            prediction = await self._tell_prediction(scene)
+        else:
+            prediction = self._predict(scene)
+        return Outlook(prediction, gains=_gains(scene.passes()))
 
     def _predict(self, scene: Scene) -> Prediction:
         plan = scene.plan
@@ -256,5 +258,7 @@ def _as_pass(result: Json) -> Pass:
 
 def _gains(passes: Sequence[Pass]) -> bool:
     """Whether the last pass was clearly shorter than the one before."""
+    if len(passes) < MIN_PASSES:
+        return True
     before, last = (p.copy_s + p.compare_s for p in passes[-2:])
     return last < before * GAIN

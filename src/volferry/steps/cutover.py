@@ -5,6 +5,7 @@ import time
 from typing import ClassVar
 
 from volferry.errors import Stop
+from volferry.methods import Outlook
 from volferry.model import Outcome, Prediction, Receipt
 from volferry.steps.attach import unplug
 from volferry.steps.gate import Decision, decide
@@ -73,15 +74,15 @@ class Cutover(Step):
         said = ""
         while True:
             began = time.monotonic()
-            prediction: Prediction = await ctx.method.catch_up(ctx)
-            decision = self._decide(ctx, prediction)
+            outlook: Outlook = await ctx.method.catch_up(ctx)
+            decision = self._decide(ctx, outlook)
             if decision.why != said:
                 await ctx.tell("gate", open=decision.go, text=decision.why)
                 said = decision.why
             if decision.go:
                 for request in ctx.requests("cutover"):
                     ctx.take(request)
-                return prediction
+                return outlook.prediction
             ctx.check_stop()
             if time.monotonic() >= ends:
                 raise Stop(
@@ -94,11 +95,12 @@ class Cutover(Step):
             await ctx.sleep(min(max(time.monotonic() - began, low), high))
             ctx.check_stop()
 
-    def _decide(self, ctx: Context, prediction: Prediction) -> Decision:
+    def _decide(self, ctx: Context, outlook: Outlook) -> Decision:
         asked = ctx.requests("cutover")
         return decide(
             ctx.plan.wanted,
-            prediction,
+            outlook.prediction,
+            gains=outlook.gains,
             now=dt.datetime.now(dt.UTC),
             asked=bool(asked),
             asked_now=any(request.facts.get("now") for request in asked),

@@ -35,15 +35,27 @@ def opens_at(gate: str) -> dt.datetime | None:
     return moment
 
 
+_DIVERGED = {
+    "hold": (False, "holds"),
+    "throttle-sync": (False, "copies without giving way to the service"),
+    "cutover": (True, "cuts over all the same"),
+}
+"""Whether to go, and what is done."""
+
+
 def decide(
     wanted: Wanted,
     prediction: Prediction,
     *,
+    gains: bool,
     now: dt.datetime,
     asked: bool = False,
     asked_now: bool = False,
 ) -> Decision:
-    """Whether to cut over. ``asked`` opens a manual or timed gate, ``asked_now`` every gate."""
+    """Whether to cut over. ``asked`` opens a manual or timed gate, ``asked_now`` every gate.
+
+    ``gains``: further passes would still make the downtime shorter.
+    """
     figures = f"predicted downtime {prediction.total_s:.1f} s, --max-downtime "
     figures += f"{wanted.max_downtime_s:g} s"
     if asked_now:
@@ -56,5 +68,9 @@ def decide(
     if prediction.total_s > wanted.max_downtime_s:
         longest = max(prediction.parts, key=lambda part: prediction.parts[part], default="")
         part = f", of which {longest} {prediction.parts[longest]:.1f} s" if longest else ""
-        return Decision(False, f"{figures}: does not fit{part}; keeps syncing")
+        if gains:
+            return Decision(False, f"{figures}: does not fit{part}; keeps syncing")
+        go, then = _DIVERGED[wanted.on_divergence]
+        why = f"{figures}: does not fit{part}, and passes gain nothing any more; {then}"
+        return Decision(go, f"{why} (--on-divergence {wanted.on_divergence})")
     return Decision(True, f"{figures}: fits")
