@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from volferry.errors import Doubt
-from volferry.guests.linux import LinuxGuest
+from volferry.guests.linux import AWAITED_POLL_S, LinuxGuest
 from volferry.methods.rsync import Rsync
 from volferry.model import (
     CloudFacts,
@@ -223,3 +223,44 @@ async def test_a_source_that_is_reached_by_two_disks_meanwhile_is_not_cut_over(
     monkeypatch.setattr(guest, "facts", looked)
     with pytest.raises(Doubt, match=f"volume {DATA.id}: it is reached by 2 disks"):
         await guest.sides(scene(guest))
+
+
+class Switching(LinuxGuest):
+    """A guest whose cutover is in one phase for each look."""
+
+    def __init__(self, phases: Sequence[str]) -> None:
+        super().__init__(Table(), "tr-x")  # type: ignore[arg-type]
+        self.phases = list(phases)
+
+    async def _ask(self, verb: str, request: Json, timeout_s: float = 0) -> Json:
+        known = {"job": "cutover", "job_id": "cutover-2-ab", "progress": None, "error": None}
+        if not self.phases:
+            return {**known, "state": "ended", "phase": "done", "result": {}}
+        return {**known, "state": "running", "phase": self.phases.pop(0), "result": None}
+
+
+@pytest.mark.parametrize("awaits", [True, False])
+async def test_a_guest_that_may_wait_for_us_is_asked_quickly_while_its_services_are_down(
+    awaits: bool,
+) -> None:
+    phases = ["stopping", *["awaiting"] * 20, "starting", *["settling"] * 10]
+    guest, heard, slept = Switching(phases), [], []
+    ctx = scene(guest)
+
+    async def note_pause(seconds: float) -> None:
+        slept.append(seconds)
+
+    async def hear(status: Json) -> None:
+        heard.append(status["phase"])
+
+    ctx.sleep = note_pause  # type: ignore[method-assign]
+    told = {"deadline_s": 60.0, "flag": "--cutover-timeout", "meanwhile": hear if awaits else None}
+    await guest.result_of(ctx, "cutover", **told)
+
+    down = phases.index("settling") - 1  # the first look was the one for whether it runs
+    assert heard == (phases[1:] if awaits else [])
+    if awaits:
+        assert set(slept[:down]) == {AWAITED_POLL_S}
+    else:
+        assert min(slept[1:down]) > AWAITED_POLL_S
+    assert slept[-1] > max(slept[:down]) or not awaits, "a service that settles has time"

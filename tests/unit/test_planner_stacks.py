@@ -3,7 +3,7 @@
 import pytest
 
 from volferry import planner
-from volferry.methods.mirror import ASSUMED_LAYER_S, Mirror
+from volferry.methods.mirror import ASSUMED_DETACH_S, ASSUMED_LAYER_S, Mirror
 from volferry.model import (
     GIB,
     Attachment,
@@ -124,6 +124,21 @@ def test_a_healthy_stack_is_told_layer_by_layer_with_its_figures():
     )
 
 
+SOURCES = tuple(
+    Disk(path=path, size_bytes=2 * GIB, volume_id=volume_id)
+    for path, volume_id in zip(("/dev/vdb", "/dev/vdc"), IDS, strict=True)
+)
+FIGURES = {
+    "dirty_bytes": 0,
+    "dirty_bytes_s": 0.0,
+    "unverified_bytes": 0,
+    "copy_bytes_s": 1e8,
+    "compare_bytes_s": 1e8,
+    "mask_s": 0.1,
+    "publish_s": 0.1,
+}
+
+
 def test_the_mirror_takes_a_healthy_stack_and_counts_its_layers_into_the_downtime():
     mirror = Mirror()
 
@@ -132,6 +147,22 @@ def test_the_mirror_takes_a_healthy_stack_and_counts_its_layers_into_the_downtim
     stacked_s, plain_s = (mirror.predict(guest, ()).parts for guest in (GUEST, stacked()))
     assert stacked_s["mount"] == plain_s["mount"] + 2 * ASSUMED_LAYER_S + LUKS.open_s
     assert stacked_s["unmount"] == plain_s["unmount"] + 2 * ASSUMED_LAYER_S
+
+
+@pytest.mark.parametrize("measured", [{}, FIGURES], ids=["planned", "measured"])
+def test_a_detach_before_the_commit_is_part_of_the_downtime_for_each_source(measured):
+    on_disks = GROUP.model_copy(
+        update={"members": tuple(Member(path=d.path, volume_id=d.volume_id) for d in SOURCES)}
+    )
+    detached = Mirror().predict(
+        stacked(on_disks).model_copy(update={"source_disks": SOURCES}), (), (), measured
+    )
+    switched = Mirror().predict(GUEST, (), (), measured)
+
+    assert detached.parts["detach"] == 2 * ASSUMED_DETACH_S
+    assert detached.total_s == pytest.approx(sum(detached.parts.values()))
+    assert "8 s assumed for the detach" in detached.basis
+    assert "detach" not in switched.parts and "detach" not in switched.basis
 
 
 @pytest.mark.parametrize(

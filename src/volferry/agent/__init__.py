@@ -110,7 +110,8 @@ that was set, or a restart since) means that everything is compared. ``exclude``
 
 A side file's content null means that the file does not exist on that side. They are written in the
 order given when the target becomes the live side and in reverse when the source does; the last is
-the commit. Parts of the downtime: stop, unmount, copy, compare, release, commit, mount, start.
+the commit. Parts of the downtime: stop, unmount, copy, compare, release, detach, commit, mount,
+start.
 A cutover that took itself back is an ended job with outcome ``reverted`` and ``error`` set as well.
 
 **cutback** takes the cutover's request (an empty one: as the agent kept it) and goes back to the

@@ -36,6 +36,9 @@ WALK_S = 3.0
 """How long the plan's walk of the tree may take; it is extrapolated when it was cut short."""
 
 POLL_S = (1.0, 5.0)
+AWAITED_POLL_S = 0.5
+"""While services are down and the guest may wait for what is done from outside. Each poll costs the
+guest a start of Python."""
 MIRROR_S = 50.0
 """For an order to the mirror: less than the channel gives a verb."""
 
@@ -456,6 +459,9 @@ class LinuxGuest:
                 except Stop:
                     await self.stop_job()
                     raise
+            if meanwhile is not None and _may_wait_for_us(status):
+                await scene.sleep(AWAITED_POLL_S)
+                continue
             await scene.sleep(pause)
             pause = min(pause * 1.3, POLL_S[1])
 
@@ -648,6 +654,12 @@ def _result(job: str, status: Json) -> Json:
         data="the source is untouched; what was copied is kept",
         hint="it is begun again",
     )
+
+
+def _may_wait_for_us(status: Json) -> bool:
+    """Whether it waits for what is done from outside, or is on its way there. Services that settle
+    are up, and a guest that does not answer is not asked more often."""
+    return (status.get("phase") or "") not in ("", "settling", "done")
 
 
 def _progress(said: Json, what: str) -> Progress:
