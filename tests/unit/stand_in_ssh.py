@@ -104,7 +104,7 @@ class Guest:
                 "systemctl_s": 0.1,
             }
         if job["job"] == "pass":
-            return {**one, "number": job["request"]["number"]}
+            return {**one, "number": job["request"]["number"], "notes": []}
         outcome = {
             "result": "committed", "live": "target", "downtime_s": 1.5, "settled": True,
             "parts": {"stop": 0.5, "start": 1.0}, "final_pass": {**one, "number": 9, "final": True},

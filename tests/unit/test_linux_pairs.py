@@ -264,3 +264,22 @@ async def test_a_guest_that_may_wait_for_us_is_asked_quickly_while_its_services_
     else:
         assert min(slept[1:down]) > AWAITED_POLL_S
     assert slept[-1] > max(slept[:down]) or not awaits, "a service that settles has time"
+
+
+class Restarted(Agent):
+    """Its passes say why they compared everything."""
+
+    async def run_job(self, scene: Any, job: str, key: str, request: Json, **more: Any) -> Json:
+        why = "the guest restarted since the last pass" if key != "1" else "there is no watermark"
+        return {"number": request["number"], "notes": [f"everything is compared: {why}"]}
+
+
+async def test_why_a_later_pass_compared_everything_is_told() -> None:
+    guest = Restarted()
+    ctx = scene(guest)
+
+    await Rsync()._pass(ctx, 60.0)
+    await Rsync()._pass(ctx, 60.0)
+
+    told = [event.facts["text"] for event in ctx.line.told if event.kind == "note"]  # type: ignore[attr-defined]
+    assert told == ["pass 2: everything is compared: the guest restarted since the last pass"]

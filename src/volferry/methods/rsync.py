@@ -208,6 +208,9 @@ class Rsync(Method):
             what=f"pass {number}",
             flag="--sync-timeout",
         )
+        if number > 1:  # the first has nothing to rely on, and says so
+            for index, text in enumerate(result["notes"], start=1):
+                await scene.tell_note(f"pass-{number}.{index}", f"pass {number}: {text}")
         await scene.passed(_as_pass(result))
 
     def content(self, scene: Scene) -> Json:
