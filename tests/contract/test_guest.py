@@ -32,7 +32,8 @@ from volferry.model import DiskRef, Outcome, Pass
 Json = dict[str, Any]
 UUID = "0c3f7e0a-6d0b-4b0e-8a53-0a64f4bd3c11"
 FILES = {"kept": b"always", "changed": b"before", "gone": b"soon"}
-PASS_FIELDS = set(Pass.model_fields) - {"kept_at", "chunks_copied", "chunks_compared"}
+OF_THE_MIRROR = {"id", "chunks_copied", "chunks_compared", "differed_after_loss"}
+PASS_FIELDS = set(Pass.model_fields) - {"kept_at", *OF_THE_MIRROR}
 
 
 class World:
