@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "agent"))
 
 from agent_rig import Disks, Guest, disks_in, leave_out, why_no_loop_devices
 from disks_world import World
-from mirror_world import end_mirror, why_no_mirror
+from mirror_world import ended, why_no_mirror
 
 HERE = Path(__file__).resolve().parent
 
@@ -56,11 +56,8 @@ def disks(tmp_path: Path) -> Iterator[Disks]:
 @pytest.fixture
 def world(guest: Guest, disks: Disks) -> Iterator[World]:
     """Made by the test itself: ``world.make("xfs")``."""
-    found = World(guest, disks)
-    yield found
-    end_mirror(guest)
-    guest.kill_everything()
-    found.end_writer()
+    with ended(World(guest, disks)) as found:
+        yield found
 
 
 @pytest.fixture

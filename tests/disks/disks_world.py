@@ -295,6 +295,22 @@ class World:
         return path
 
 
+@dataclass
+class WithLog(World):
+    """The world of one volume, and a log on another."""
+
+    log: Volume = field(init=False)
+    log_target: Volume = field(init=False)
+
+    @property
+    def sources(self) -> list[Volume]:
+        return [self.source, self.log]
+
+    @property
+    def targets(self) -> list[Volume]:
+        return [self.target, self.log_target]
+
+
 def fill(path: Path, seed: int) -> None:
     """A tree with every kind of entry, the same for the same seed."""
     process = subprocess.Popen(

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import mmap
 import os
 import signal
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from agent_rig import Guest, Json, shell
 from disks_world import World
 
 from volferry.agent.tracker import Tracker
 
+AnyWorld = TypeVar("AnyWorld", bound=World)
 TRACING = Path("/sys/kernel/tracing")
 APART = 16 * 1024
 """Further than a chunk: blocks of 1 KiB, as a small ext4 has, do not lie at the chunks' edges."""
@@ -35,6 +37,17 @@ def end_mirror(guest: Guest) -> None:
     if (guest.state_dir / "mirror").exists():
         guest.call("stop", lane="mirror")
         Tracker.remove_stale(str(TRACING), guest.transfer)
+
+
+@contextlib.contextmanager
+def ended(world: AnyWorld) -> Iterator[AnyWorld]:
+    """Nothing of it runs any more afterwards, however far its making came."""
+    try:
+        yield world
+    finally:
+        end_mirror(world.guest)
+        world.guest.kill_everything()
+        world.end_writer()
 
 
 class Mirrored:

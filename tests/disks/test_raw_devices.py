@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from agent_rig import MIB, Disks, Guest, Volume, shell
-from disks_world import World
-from mirror_world import Mirrored, end_mirror, hidden
+from agent_rig import MIB, Disks, Guest, shell
+from disks_world import WithLog, World
+from mirror_world import Mirrored, ended, hidden
 
 pytestmark = pytest.mark.usefixtures("tracking")
 
@@ -91,19 +91,8 @@ def test_a_raw_target_that_is_still_open_stays_the_live_side(world: World) -> No
 
 
 @dataclass
-class WithRawLog(World):
-    """A mounted volume, and another one that a program uses without a filesystem."""
-
-    log: Volume = field(init=False)
-    log_target: Volume = field(init=False)
-
-    @property
-    def sources(self) -> list[Volume]:
-        return [self.source, self.log]
-
-    @property
-    def targets(self) -> list[Volume]:
-        return [self.target, self.log_target]
+class WithRawLog(WithLog):
+    """Which a program uses without a filesystem."""
 
     def mirrored(self) -> Mirrored:
         self.make("ext4")
@@ -120,11 +109,8 @@ class WithRawLog(World):
 
 @pytest.fixture
 def both(guest: Guest, disks: Disks) -> Iterator[WithRawLog]:
-    found = WithRawLog(guest, disks)
-    yield found
-    end_mirror(guest)
-    guest.kill_everything()
-    found.end_writer()
+    with ended(WithRawLog(guest, disks)) as found:
+        yield found
 
 
 def test_beside_a_mounted_volume_a_raw_one_is_written_out_as_well(both: WithRawLog) -> None:

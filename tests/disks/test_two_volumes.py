@@ -5,19 +5,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from agent_rig import Disks, Guest, Json, Volume, shell
-from disks_world import World, assert_same_trees, fill, probe
-from mirror_world import Mirrored, end_mirror
+from agent_rig import Disks, Guest, Json, shell
+from disks_world import WithLog, assert_same_trees, fill, probe
+from mirror_world import Mirrored, ended
 
 StandIn = Callable[[str, str], None]
 
 
 @dataclass
-class Two(World):
-    """The world of one volume, and a log on another."""
-
-    log: Volume = field(init=False)
-    log_target: Volume = field(init=False)
+class Two(WithLog):
     log_path: Path = field(init=False)
     mirror: Mirrored | None = None
 
@@ -36,14 +32,6 @@ class Two(World):
         self.log_target = self.disks.clone(self.log, "log-target")
         self.prepare_both()
         return self
-
-    @property
-    def sources(self) -> list[Volume]:
-        return [self.source, self.log]
-
-    @property
-    def targets(self) -> list[Volume]:
-        return [self.target, self.log_target]
 
     @property
     def log_filesystem(self) -> Json:
@@ -96,11 +84,8 @@ class Two(World):
 def two(guest: Guest, disks: Disks, request: pytest.FixtureRequest) -> Iterator[Two]:
     if request.param == "mirror":
         request.getfixturevalue("tracking")
-    found = Two(guest, disks)
-    yield found.make_both(request.param)
-    end_mirror(guest)
-    guest.kill_everything()
-    found.end_writer()
+    with ended(Two(guest, disks)) as found:
+        yield found.make_both(request.param)
 
 
 def test_both_switch_sides_in_one_cutover_and_go_back_in_one(two: Two) -> None:

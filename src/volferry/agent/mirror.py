@@ -470,17 +470,15 @@ class Mirror(Follower):
 
     def follow_on(self) -> Json:
         self.end_watch()
+        lower_priority()
         for side in self.sides:
             assert side.pair is not None
             if self.shown:  # in part: the whole of it ends the mirror
                 side.pair.mask()
-        self.shown = False
-        self.phase, self.ready, self.held, self.proven = "standby", False, False, False
-        lower_priority()
-        for side in self.sides:
-            assert side.pair is not None
             side.pair.keep_what_is_copied(False)
             side.pair.new_workers()
+        self.phase, self.ready, self.held = "standby", False, False
+        self.proven, self.shown = False, False
         return {}
 
     def stand_by(self, message: Json) -> Json:
