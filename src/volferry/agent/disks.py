@@ -60,7 +60,8 @@ def read_disk(place: Place, kname: str) -> Disk:
     page = read_bytes(folder + "/device/vpd_pg80") or b""
     partitions = []
     for name in sorted(os.listdir(folder)):
-        number = read_line(os.path.join(folder, name, "partition"))
+        # Partitions are named after their disk; to look into all else took most of the time.
+        number = name.startswith(kname) and read_line(os.path.join(folder, name, "partition"))
         if number:
             below = os.path.join(folder, name)
             partitions.append(
