@@ -262,7 +262,8 @@ class Cutover(Recorded):
         is made only when it fails."""
         self.note("unmounting")
         with self.part("unmount"):
-            self.remember_layers(SIDES)  # a service may have removed a volume of its as it stopped
+            if self.sides.layers:  # a service may have removed a volume of its as it stopped
+                self.remember_layers(SIDES)
             self.let_go(side, self.left)
             self.sides.flush(side)
             for disk in self.sides.disks(side):
@@ -388,7 +389,7 @@ class Cutover(Recorded):
 
     def commit(self) -> None:
         self.left(1)
-        self.note("committing")
+        self.note("committing", shown=self.mover.holds_target)
         with self.part("commit"):
             self.mover.show()
             for file in self.sides.files:

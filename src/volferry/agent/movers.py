@@ -178,12 +178,11 @@ class BlocksMover:
         result = self.ask("final", grace(left), deadline_s=left, save=save)
         cutover.add_part("copy", result["copy_s"])
         cutover.add_part("compare", result["compare_s"])
-        cutover.note(withheld=result.pop("withheld"))
+        cutover.record["withheld"] = result.pop("withheld")  # kept with the result, by who asked
         return result
 
     def show(self) -> None:
         kept = self.cutover.record["withheld"]
-        self.cutover.note(shown=True)
         if self.cutover.sides.source_is_gone():
             self.show_from_files(kept)
             return
