@@ -1,10 +1,10 @@
-# A volume in use: $1 device, $2 mount point, $3 filesystem, $4 whole|gpt, $5 how fstab names it,
+# A volume in use: $1 device, $2 mount point, $3 filesystem, $4 whole|gpt|dos, $5 how fstab names it,
 # $6 unit, $7 how many KiB the writer strews about as well. Every line that it has forced to the
 # volume is acknowledged on the root disk.
 set -eu
 device=$(readlink -f "$1"); mount=$2; fstype=$3
-if [ "$4" = gpt ]; then
-  printf 'label: gpt\n,,L\n' | sfdisk -q "$device"; udevadm settle; device=${device}1
+if [ "$4" != whole ]; then
+  printf 'label: %s\n,,L\n' "$4" | sfdisk -q "$device"; udevadm settle; device=${device}1
 fi
 force=-f; [ "$fstype" = ext4 ] && force=-F
 mkfs."$fstype" -q "$force" "$device"

@@ -28,14 +28,17 @@ class Stack(NamedTuple):
     table: str = "whole"
     volumes: int = 1
     image: str = "debian-12"
+    fstab: str = ""
 
     def __str__(self) -> str:
-        return f"{self.name}-{self.fstype}"
+        kind = self.name if self.table == "whole" else self.table
+        return f"{kind}-{self.fstype}"
 
 
 STACKS = (
     Stack("bare", "xfs"),
     Stack("bare", "ext4", table="gpt", image="debian-13"),
+    Stack("bare", "xfs", table="dos", fstab="device"),
     Stack("btrfs", "btrfs", image="debian-13"),
     Stack("lvm", "ext4"),
     Stack("lvm", "xfs", image="debian-13"),
@@ -58,6 +61,7 @@ class Stacked(Guest):
         self.put_in_use(
             stack.fstype,
             stack.table,
+            stack.fstab,
             stack=stack.name,
             more_disks=links(self.volume_ids[1:]),
             strewn_kib=STREWN_KIB,
