@@ -6,11 +6,11 @@ comes with the figures that were measured. A refusal means that ``run`` will not
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
 from volferry.errors import VolferryError
-from volferry.guests import fstab, lvm_devices
+from volferry.guests import crypttab, fstab, lvm_devices
 from volferry.methods import Method, all_methods
 from volferry.model import (
     GIB,
@@ -525,6 +525,16 @@ def _mount_checks(guest: GuestFacts) -> Iterable[Check]:
             "",
             "write What=/dev/disk/by-uuid/… into the unit, then systemctl daemon-reload",
         )
+    at_boot = list(_named_at_boot(guest))
+    if at_boot:
+        yield _check(
+            "disk names",
+            "; ".join(at_boot) + ": a guest that restarts with both volumes attached may call them "
+            "otherwise, and then uses neither",
+            "",
+            "write UUID=… in its place before the start; the cutover does so anyway",
+            warn=True,
+        )
     entries = [(m.target, m.fstab_line, m.by.value) for fs in guest.filesystems for m in fs.mounts]
     by_hand = [target for target, _, by in entries if by == "hand"]
     yield _check(
@@ -535,6 +545,20 @@ def _mount_checks(guest: GuestFacts) -> Iterable[Check]:
         "after a reboot it is not mounted, as before",
         warn=True,
     )
+
+
+def _named_at_boot(guest: GuestFacts) -> Iterator[str]:
+    """Entries that find the source only as long as the guest calls its disks as it does now."""
+    for fs in guest.filesystems:
+        for entry in fstab.parse(guest.fstab):
+            if fs.layers or not fstab.names_device(entry.spec, fs.names):
+                continue
+            if fstab.is_given_at_boot(entry.spec):
+                yield f"fstab line {entry.line} mounts {entry.target} by {entry.spec}"
+    encrypted = {layer.name for layer in guest.layers if layer.kind == "luks" and layer.volume_ids}
+    for opened in crypttab.parse(guest.crypttab):
+        if opened.name in encrypted and fstab.is_given_at_boot(opened.device):
+            yield f"crypttab line {opened.line} opens {opened.name} by {opened.device}"
 
 
 def _stack_checks(cloud: CloudFacts, guest: GuestFacts) -> Iterable[Check]:

@@ -38,7 +38,7 @@ class Stack(NamedTuple):
 STACKS = (
     Stack("bare", "xfs"),
     Stack("bare", "ext4", table="gpt", image="debian-13"),
-    Stack("bare", "xfs", table="dos", fstab="device"),
+    Stack("bare", "xfs", table="dos"),
     Stack("btrfs", "btrfs", image="debian-13"),
     Stack("lvm", "ext4"),
     Stack("lvm", "xfs", image="debian-13"),
@@ -208,6 +208,26 @@ def test_a_volume_group_moves_and_a_restart_after_the_commit_brings_up_the_targe
     guest.in_order_on(made)
     assert guest.state() == before
     assert guest.leftovers() == ""
+
+
+@in_full
+def test_an_entry_by_the_name_of_the_disk_is_warned_of_and_put_right(
+    lab: Lab, volferry: Command, stacked: Callable[[Stack], Stacked]
+) -> None:
+    """The restarts come after it: before, the guest may call the two disks the other way round."""
+    guest = stacked(Stack("bare", "ext4", table="dos", fstab="device"))
+    before = guest.state()
+    assert "/dev/vdb1 " in guest.sh(f"grep {guest.mount} /etc/fstab")
+    ran = volferry("run", *wishes(lab, guest))
+    assert "mounts /srv/data by /dev/vdb1" in ran.stdout + ran.stderr
+    made = targets(volferry)
+    guest.reset()
+    guest.in_order_on(made)
+    volferry("finish", volferry.transfer())
+    guest.reset()
+    guest.in_order_on(made)
+    assert "UUID=" in guest.sh(f"grep {guest.mount} /etc/fstab")
+    assert guest.state() == before
 
 
 @in_full

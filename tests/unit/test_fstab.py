@@ -90,15 +90,16 @@ def test_a_spec_names_a_device_as_mount_would_resolve_it(spec, same):
 
 
 @pytest.mark.parametrize(
-    ("spec", "stable"),
+    ("spec", "stable", "given_at_boot"),
     [
-        ("UUID=1", True),
-        ("PARTUUID=1", True),
-        ("/dev/disk/by-uuid/1", True),
-        ("/dev/disk/by-id/virtio-1", False),
-        ("/dev/disk/by-path/pci-0", False),
-        ("/dev/vdb", False),
+        ("UUID=1", True, False),
+        ("PARTUUID=1", True, False),
+        ("/dev/disk/by-uuid/1", True, False),
+        ("/dev/disk/by-id/virtio-1", False, False),
+        ("/dev/disk/by-path/pci-0", False, True),
+        ("/dev/vdb", False, True),
     ],
 )
-def test_only_names_of_the_filesystem_find_its_copy(spec, stable):
+def test_only_names_of_the_filesystem_find_its_copy(spec, stable, given_at_boot):
     assert fstab.is_stable(spec) is stable
+    assert fstab.is_given_at_boot(spec) is given_at_boot

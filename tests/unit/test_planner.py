@@ -232,6 +232,34 @@ def by_unit(unit_names, **fields):
     return fs(mounts=(mount,), **fields)
 
 
+def by_name(spec):
+    text = f"# comment\n{spec} /srv/data xfs defaults 0 0\n"
+    return change(fs(names=(spec,)), fstab=text)
+
+
+def test_a_name_that_the_next_boot_may_give_to_the_other_disk_is_told_of():
+    found = check(planner.plan(MIRRORED, CLOUD, by_name("/dev/vdb")), "disk names")
+
+    assert found.result is Result.WARNING
+    assert found.found.startswith("fstab line 2 mounts /srv/data by /dev/vdb: ")
+    assert "UUID=" in found.hint
+
+
+def test_an_encrypted_disk_that_crypttab_opens_by_such_a_name_is_told_of():
+    guest = change(GUEST, layers=(BY_HAND,), crypttab="data /dev/vdb none luks\n")
+
+    found = check(planner.plan(MIRRORED, CLOUD, guest), "disk names")
+
+    assert found.found.startswith("crypttab line 1 opens data by /dev/vdb: ")
+
+
+@pytest.mark.parametrize("spec", ["UUID=u-1", "LABEL=data", "/dev/disk/by-id/virtio-50-1"])
+def test_a_name_that_every_boot_gives_to_the_source_is_fine(spec):
+    plan = planner.plan(MIRRORED, CLOUD, by_name(spec))
+
+    assert "disk names" not in {one.name for one in plan.checks}
+
+
 @pytest.mark.parametrize("wanted", [WANTED, MIRRORED])
 @pytest.mark.parametrize(
     "spec", ["/dev/vdb", "/dev/disk/by-id/virtio-50-1", "/dev/disk/by-path/pci-0000:00:05.0"]

@@ -112,6 +112,12 @@ def is_of_disk(spec: str) -> bool:
     return spec.startswith("/dev/") and not is_stable(spec)
 
 
+def is_given_at_boot(spec: str) -> bool:
+    """Whether a spec names a disk by what it was called at this boot, or by where it is plugged in:
+    with another disk beside it the next boot may call it otherwise (seen: of two virtio disks)."""
+    return is_of_disk(spec) and not spec.startswith("/dev/disk/by-id/")
+
+
 def lines_of(text: str) -> list[str]:
     """The lines with their ends. Only "\n" ends one; str.splitlines would also cut at form feeds
     and the like."""
