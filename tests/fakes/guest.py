@@ -257,15 +257,15 @@ class FakeGuest:
             return 0, "", ""
         if argv[0] == "cat":
             return 0, self._mountinfo(), ""
-        if argv[1] == "-c" and argv[2] == linux._RECEIVER:
+        if argv[1:4] == ["-I", "-c", linux._RECEIVER]:
             size, _, rest = stdin.partition(b"\n")
-            return 0, json.dumps(self.answer(argv[3], json.loads(rest[int(size) :]))) + "\n", ""
+            return 0, json.dumps(self.answer(argv[4], json.loads(rest[int(size) :]))) + "\n", ""
         if argv[1:4] == ["-I", "-c", linux._RUNNER]:
             transfer, module = argv[4].removeprefix(f"{linux.BASE}/"), argv[5]
             if transfer not in self.installed or module not in self.installed[transfer].agents:
                 return 1, "", f"ModuleNotFoundError: No module named '{module}'"
             return 0, json.dumps(self.answer(argv[6], json.loads(stdin))) + "\n", ""
-        if argv[1] == "-c":
+        if argv[1:3] == ["-I", "-c"]:
             return 0, "3.11\n", ""
         raise AssertionError(f"the fake guest has no program {argv}")
 

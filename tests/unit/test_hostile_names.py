@@ -14,9 +14,11 @@ from hypothesis import strategies as st
 
 from volferry import operations
 from volferry.channels import quote, run_here
+from volferry.channels.local import Local
 from volferry.channels.ssh import Ssh
 from volferry.errors import Refused
 from volferry.guests import fstab, quarantine
+from volferry.guests.linux import LinuxGuest
 from volferry.guests.mounts import escape, parse, unescape
 from volferry.model import Check, Result
 from volferry.report.words import plain
@@ -137,7 +139,7 @@ def test_host_keys_are_checked_whatever_the_users_configuration_says(tmp_path: P
     config = tmp_path / "config"
     config.write_text(
         "Host *\n  StrictHostKeyChecking no\n  NoHostAuthenticationForLocalhost yes\n"
-        "  BatchMode no\n  ForwardAgent yes\n"
+        "  BatchMode no\n  ForwardAgent yes\n  ControlMaster auto\n  ControlPersist yes\n"
     )
     argv = Ssh("web-03", str(config))._command(["true"])
     effective = asyncio.run(run_here([argv[0], "-G", *argv[1:]], timeout_s=30)).text.splitlines()
@@ -145,3 +147,16 @@ def test_host_keys_are_checked_whatever_the_users_configuration_says(tmp_path: P
     assert "stricthostkeychecking true" in effective
     assert "nohostauthenticationforlocalhost no" in effective
     assert "batchmode yes" in effective and "forwardagent no" in effective
+    assert "controlpersist no" in effective
+
+
+async def test_no_module_of_the_folder_that_it_is_run_in_is_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = tmp_path / "taken"
+    for module in ("json", "ctypes", "subprocess", "socket"):
+        (tmp_path / f"{module}.py").write_text(f"open({str(taken)!r}, 'w')\nraise SystemExit(3)\n")
+    monkeypatch.chdir(tmp_path)
+    facts = await LinuxGuest(Local()).ask_facts([], [], 0.0)
+    assert facts["sysblock"]
+    assert not taken.exists()

@@ -35,6 +35,8 @@ _OPTIONS = (
     "-o", "ForwardX11=no",
     "-o", "ClearAllForwardings=yes",
     "-o", "RequestTTY=no",
+    # Else our connection goes to the background when we end, and stays there as root.
+    "-o", "ControlPersist=no",
 )  # fmt: skip
 
 MASTER_ENDS_S = 2.0

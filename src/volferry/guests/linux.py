@@ -47,6 +47,7 @@ _OLDEST_PYTHON = (3, 6)
 
 # Program and request both come over stdin: one argument may have no more than 128 KiB (execve(2),
 # MAX_ARG_STRLEN), and arguments are seen by everybody in the guest.
+# With -I: a module that somebody has left in the folder that we are run in is not imported as root.
 _RECEIVER = (
     "import sys; stdin = sys.stdin.buffer; size = int(stdin.readline()); "
     "exec(compile(stdin.read(size), 'volferry-agent', 'exec'))"
@@ -128,7 +129,9 @@ class LinuxGuest:
         """Find Python and root's rights. Raises ``Stop`` naming what is missing."""
         ask = "import sys; print('%d.%d' % sys.version_info[:2])"
         for python in _PYTHONS:
-            done = await self._channel.run([python, "-c", ask], timeout_s=self._timeouts.answer_s)
+            done = await self._channel.run(
+                [python, "-I", "-c", ask], timeout_s=self._timeouts.answer_s
+            )
             if done.code == 0:
                 break
         else:
@@ -170,7 +173,7 @@ class LinuxGuest:
             if done.out or b"ModuleNotFoundError" not in done.err:
                 return _answer(verb, done.out, done.complaint)
         done = await self._channel.run(
-            [self._python, "-c", _RECEIVER, verb],
+            [self._python, "-I", "-c", _RECEIVER, verb],
             stdin=b"%d\n" % len(self._program) + self._program + text.encode(),
             timeout_s=self._timeouts.answer_s,
             root=True,
