@@ -206,7 +206,6 @@ class Method(abc.ABC):
 
     async def cutover(self, scene: Scene) -> Outcome:
         """Let the guest cut over, and wait for what it says of it."""
-        timeouts = scene.plan.wanted.timeouts
         sides, changes = await scene.guest.sides(scene)
         for change in changes:
             await scene.tell("note", text=change)
@@ -215,9 +214,7 @@ class Method(abc.ABC):
             "cutover",
             str(len(scene.passes())),
             self._switch(scene, sides),
-            # The deadline is the guest's: it takes the cutover back by itself, which may take as
-            # long again. Here we only wait to hear of it.
-            deadline_s=3 * timeouts.cutover_s + scene.plan.wanted.settle_s + timeouts.attach_s,
+            deadline_s=_hears_within(scene),
             what="cutover",
             meanwhile=self.meanwhile(scene, "cutover"),
             flag="--cutover-timeout",
@@ -248,11 +245,18 @@ class Method(abc.ABC):
         result: Json | None = await scene.guest.result_of(
             scene,
             "cutover",
-            deadline_s=3 * scene.plan.wanted.timeouts.cutover_s,
+            deadline_s=_hears_within(scene),
             flag="--cutover-timeout",
             meanwhile=self.meanwhile(scene, "cutover"),
         )
         return await _heard(scene, "cutover", result) if result else None
+
+
+def _hears_within(scene: Scene) -> float:
+    """Seconds until a cutover's end is heard of, whoever began it. Its deadline is the guest's,
+    which takes it back by itself, and that may take as long again."""
+    wanted = scene.plan.wanted
+    return 3 * wanted.timeouts.cutover_s + wanted.settle_s + wanted.timeouts.attach_s
 
 
 async def _heard(scene: Scene, what: str, result: Json) -> Outcome:
