@@ -25,7 +25,7 @@ from lab.errors import LabError
 from tests.faults.cloud.proxy import FAULTS, Proxy
 from tests.faults.lab.relay import Relay
 from tests.faults.lab.scene import DIES_ON_THE_TARGET, PATIENT_S, Scene
-from tests.lab.volferry_command import clean
+from tests.lab.volferry_command import UNIT, clean
 from volferry.model import State
 
 SERVER = "soak"
@@ -157,7 +157,9 @@ class Soak:
         elif fault == "service dies on the target":
             with scene.unit_with(DIES_ON_THE_TARGET):
                 running.wait(PATIENT_S)
-            scene.until(scene.is_active, "the service is back on the source")
+            if "the guest stayed on the target" in scene.volferry.log.read_text():
+                scene.guest.sh(f"systemctl restart {UNIT}")  # its source was detached before
+            scene.until(scene.is_active, "the service is up again")
             scene.give_up(scene.volferry.log.read_text())
         elif fault == "ssh cut":
             scene.relay.cut(self.random.choice((1, 5, 30)))

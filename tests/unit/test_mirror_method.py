@@ -282,3 +282,23 @@ async def test_the_gate_hears_that_passes_gain_nothing(
     else:
         with pytest.raises(Stop, match="passes gain nothing any more; holds"):
             await Cutover().do(scene)
+
+
+async def test_a_guest_that_could_not_go_back_is_not_taken_for_one_that_moved(
+    guest: MirroringGuest,
+) -> None:
+    """A stack's source is detached before the commit, so a service that dies on the target stays
+    down there: to go on would make the only other side read-only behind its back."""
+    scene = scene_of(guest, cutover="auto")
+    guest.results["cutover"] = switch()
+    guest.results["cutover"]["outcome"]["reason"] = "db.service became failed while settling"
+    scene.known = {"target": {"targets": []}}
+
+    with pytest.raises(Stop, match=r"stayed on the target.*db\.service became failed") as stopped:
+        await Cutover().do(scene)
+
+    assert "resume" in stopped.value.hint
+    assert "--accept-loss" in stopped.value.hint
+    found = await Cutover().find(scene)
+    assert found, "with the user's word it goes on"
+    assert found["outcome"]["live"] == "target"

@@ -163,6 +163,8 @@ def _clock(report: Report) -> str:
         texts.append(f"From the first service stopped to the last one started, by {clock}.")
         if not report.cutover.settled:
             texts.append("The services were not watched to the end of --settle.")
+        if report.cutover.reason:
+            texts.append(f"The guest stayed on the target: {report.cutover.reason}.")
     if report.predicted and report.predicted.basis:
         texts.append(f"Predicted from: {report.predicted.basis}.")
     texts += [

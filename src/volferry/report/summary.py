@@ -97,6 +97,8 @@ def _downtime(report: Report) -> list[Line]:
             lines.append(_key("", parts(done.parts)))
         if not done.settled:
             lines.append(_key("", "the services were not watched to the end of --settle"))
+        if done.reason:
+            lines += _prose("", f"the guest stayed on the target: {plain(done.reason)}")
     elif report.state is State.DONE:
         lines.append(_key("downtime", NOT_MEASURED))
     if report.predicted:

@@ -54,6 +54,17 @@ class Cutover(Step):
                 data=_left_with(ctx, outcome),
                 hint=_ways_on(ctx, outcome),
             )
+        if outcome.reason:
+            # It could not go back: the source of a stack is detached before the commit. To go on is
+            # to protect the only other side, so somebody has to look at the service first.
+            raise Stop(
+                f"the guest stayed on the target, and something is wrong there: {outcome.reason}",
+                data="the target is the live side, with all that was written to the source; the "
+                "source is as it was when services stopped; services may be down",
+                hint=f"mend it in the guest, then\n"
+                f"volferry resume {ctx.transfer_id}     goes on to detach and protect the source\n"
+                f"volferry rollback {ctx.transfer_id} --accept-loss   goes back to it",
+            )
         return {
             **self._receipt(ctx, outcome),
             "predicted": prediction.model_dump(mode="json"),
