@@ -45,6 +45,7 @@ class MirroringGuest:
             "notes_count": 0,
         }
         self.results: dict[str, Json] = {}
+        self.waits_s: list[float] = []
 
     def says(self, **figures: Any) -> None:
         self.figures = {**self.figures, **figures}
@@ -75,10 +76,12 @@ class MirroringGuest:
     def layers(self, scene: Any) -> list[Json]:
         return []
 
-    async def result_of(self, scene: Any, job: str, **more: Any) -> Json | None:
+    async def result_of(self, scene: Any, job: str, **named: Any) -> Json | None:
+        self.waits_s.append(named["deadline_s"])
         return self.results.get(job)
 
     async def run_job(self, scene: Any, job: str, *more: Any, **named: Any) -> Json:
+        self.waits_s.append(named["deadline_s"])
         return self.results[job]
 
 
@@ -302,3 +305,17 @@ async def test_a_guest_that_could_not_go_back_is_not_taken_for_one_that_moved(
     found = await Cutover().find(scene)
     assert found, "with the user's word it goes on"
     assert found["outcome"]["live"] == "target"
+
+
+async def test_a_cutover_that_settles_for_long_is_waited_for_as_long_after_a_kill(
+    guest: MirroringGuest,
+) -> None:
+    scene = scene_of(guest, settle_s=3600.0)
+    guest.results["cutover"] = switch()
+
+    await Mirror().cutover(scene)
+    began = list(guest.waits_s)
+    await Mirror().outcome(scene)
+
+    assert min(began) > 3600.0
+    assert set(guest.waits_s) == set(began)

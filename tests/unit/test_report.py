@@ -175,6 +175,15 @@ def test_a_reverted_cutover_had_a_downtime_too() -> None:
     assert "on the target alone" not in text(report)
 
 
+def test_a_guest_that_could_not_go_back_is_told_of_with_the_reason() -> None:
+    known = world.RECEIPTS["cutover"]
+    stayed = {**known, "outcome": {**known["outcome"], "reason": "unit failed"}}
+    transfer = world.transfer(State.HELD, "cutover")
+    for receipt, told in ((stayed, True), (known, False)):
+        report = story.tell(transfer, [], {"cutover": receipt}, world.PASSES)
+        assert ("the guest stayed on the target: unit failed" in text(report)) is told
+
+
 @pytest.mark.parametrize(
     ("method", "fate"), [("rsync", "is on the target alone"), ("mirror", "is lost")]
 )

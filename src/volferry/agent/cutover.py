@@ -278,7 +278,8 @@ class Cutover(Recorded):
     def final_pass(self) -> None:
         self.note("copying", final_pass_begun=True)
         result = self.mover.copy()
-        self.note("releasing", final_pass=result)
+        withheld = result.pop("withheld", None)  # the mirror's alone
+        self.note("releasing", final_pass=result, withheld=withheld)
         with self.part("release"):
             for side in SIDES[:1] if self.mover.holds_target else SIDES:
                 for path in self.sides.paths(side):

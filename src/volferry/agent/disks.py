@@ -59,9 +59,9 @@ def read_disk(place: Place, kname: str) -> Disk:
     serial = read_line(folder + "/serial") or read_line(folder + "/device/serial")
     page = read_bytes(folder + "/device/vpd_pg80") or b""
     partitions = []
-    for name in sorted(os.listdir(folder)):
-        # Partitions are named after their disk; to look into all else took most of the time.
-        number = name.startswith(kname) and read_line(os.path.join(folder, name, "partition"))
+    # Partitions are named after their disk; to look into all else took most of the time.
+    for name in sorted(name for name in os.listdir(folder) if name.startswith(kname)):
+        number = read_line(os.path.join(folder, name, "partition"))
         if number:
             below = os.path.join(folder, name)
             partitions.append(

@@ -178,7 +178,6 @@ class BlocksMover:
         result = self.ask("final", grace(left), deadline_s=left, save=save)
         cutover.add_part("copy", result["copy_s"])
         cutover.add_part("compare", result["compare_s"])
-        cutover.record["withheld"] = result.pop("withheld")  # kept with the result, by who asked
         return result
 
     def show(self) -> None:

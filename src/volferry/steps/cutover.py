@@ -59,9 +59,9 @@ class Cutover(Step):
             # to protect the only other side, so somebody has to look at the service first.
             raise Stop(
                 f"the guest stayed on the target, and something is wrong there: {outcome.reason}",
-                data="the target is the live side, with all that was written to the source; the "
-                "source is as it was when services stopped; services may be down",
-                hint=f"mend it in the guest, then\n"
+                data="the target is the live side, with all that was written to the source; "
+                "services may be down there",
+                hint="mend it in the guest, then\n"
                 f"volferry resume {ctx.transfer_id}     goes on to detach and protect the source\n"
                 f"volferry rollback {ctx.transfer_id} --accept-loss   goes back to it",
             )
