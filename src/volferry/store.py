@@ -19,6 +19,7 @@ import fcntl
 import os
 import re
 import secrets
+import sqlite3
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -40,6 +41,8 @@ _ID_LENGTH = 40
 _LOCK_TRIES, _LOCK_PAUSE_S = 10, 0.02
 _WAIT_S = 30
 """For another who writes to the journal, and for a database that does not answer."""
+_BUSY_MS = 200
+"""Of that, how long SQLite waits by itself."""
 _OF_LIBPQ = {
     "connect_timeout": f"{_WAIT_S}",
     # A server that is gone acknowledges neither what was sent nor, while we wait, a keepalive.
@@ -532,15 +535,20 @@ def _open_url(url: str) -> sa.Engine:
     def _say(context: sa.ExceptionContext) -> Exception | None:
         if not isinstance(context.sqlalchemy_exception, sa.exc.OperationalError):
             return None
-        complaint = str(context.original_exception).strip().partition("\n")[0]
         limit = f"{_WAIT_S} s (a fixed limit)" if context.connection else connect
-        return errors.Stop(
-            f"the journal on {where} cannot be used: {complaint}; it has {limit}",
-            data="what was written to it is kept; what the guest or the cloud is doing goes on",
-            hint="psql with the journal's URL shows whether the database is there",
-        )
+        hint = "psql with the journal's URL shows whether the database is there"
+        return _unusable(f"on {where}", context.original_exception, f"; it has {limit}", hint)
 
     return db
+
+
+def _unusable(where: str, fault: BaseException, limit: str, hint: str) -> errors.Stop:
+    complaint = str(fault).strip().partition("\n")[0]
+    return errors.Stop(
+        f"the journal {where} cannot be used: {complaint}{limit}",
+        data="what was written to it is kept; what the guest or the cloud is doing goes on",
+        hint=hint,
+    )
 
 
 def _open_file(path: Path) -> sa.Engine:
@@ -548,12 +556,34 @@ def _open_file(path: Path) -> sa.Engine:
     os.close(os.open(path, os.O_CREAT | os.O_CLOEXEC, 0o600))
     db = sa.create_engine(sa.URL.create("sqlite", database=str(path)))
 
+    def unusable(fault: BaseException, limit: str = "") -> errors.Stop:
+        hint = f"fuser {path}   shows who has it, 'df {path.parent}' whether there is space"
+        return _unusable(f"{path}", fault, limit, hint)
+
+    def patiently(connection: sqlite3.Connection, statement: str) -> None:
+        ends = time.monotonic() + _WAIT_S
+        while True:
+            try:
+                connection.execute(statement)
+            except sqlite3.OperationalError as fault:
+                # The low byte is the kind: https://www.sqlite.org/rescode.html
+                if fault.sqlite_errorcode & 0xFF not in (
+                    sqlite3.SQLITE_BUSY,
+                    sqlite3.SQLITE_LOCKED,
+                ):
+                    raise unusable(fault) from fault
+                if time.monotonic() >= ends:
+                    raise unusable(fault, f"; it has {_WAIT_S} s (a fixed limit)") from fault
+            else:
+                return
+
     @sa.event.listens_for(db, "connect")
-    def _set_up(connection: Any, _record: Any) -> None:
+    def _set_up(connection: sqlite3.Connection, _record: Any) -> None:
         # sqlite3 would begin transactions by itself, and only before some statements.
         connection.isolation_level = None
-        connection.execute(f"PRAGMA busy_timeout = {_WAIT_S * 1000}")
-        connection.execute("PRAGMA journal_mode = WAL")
+        # SQLite sleeps where no handler of a signal runs: a Ctrl-C would not be heard meanwhile.
+        connection.execute(f"PRAGMA busy_timeout = {_BUSY_MS}")
+        patiently(connection, "PRAGMA journal_mode = WAL")
         # WAL's usual NORMAL may lose the last commits in a power cut: exactly the intent.
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA foreign_keys = ON")
@@ -562,6 +592,14 @@ def _open_file(path: Path) -> sa.Engine:
     def _begin(connection: sa.Connection) -> None:
         # IMMEDIATE for whoever will write, or two of them deadlock on the upgrade of their locks.
         writes = connection.get_execution_options().get("writes", True)
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+        driver = connection.connection.driver_connection
+        assert isinstance(driver, sqlite3.Connection)
+        patiently(driver, "BEGIN IMMEDIATE" if writes else "BEGIN")
+
+    @sa.event.listens_for(db, "handle_error")
+    def _say(context: sa.ExceptionContext) -> Exception | None:
+        if isinstance(context.sqlalchemy_exception, sa.exc.OperationalError):
+            return unusable(context.original_exception)
+        return None
 
     return db

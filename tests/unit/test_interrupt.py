@@ -1,6 +1,9 @@
 """Ctrl-C at any point: within two seconds the command has ended, and what it leaves can go on."""
 
+import contextlib
 import os
+import sqlite3
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -82,6 +85,21 @@ def test_ctrl_c_ends_within_two_seconds_and_resume_goes_on(point: str, command: 
     command("resume", command.transfer())
     assert command.cloud.plugged == ["root", TARGET]
     assert set(command.cloud.volumes) == {SOURCE, TARGET} and not command.cloud.snapshots
+
+
+def test_ctrl_c_is_heard_while_another_program_has_locked_the_journal(command: Command) -> None:
+    hang(command, "pass")
+    process = command.start(*command.words())
+    wait_until(lambda: command.state.exists() and reached(command, "sync"))
+    with contextlib.closing(sqlite3.connect(command.state / "store.sqlite")) as other:
+        other.isolation_level = None
+        other.execute("BEGIN IMMEDIATE")
+        time.sleep(1.0)  # its progress is written down more often than that
+        took_s, said = interrupt(process)
+    assert took_s <= LIMIT_S, said
+    assert process.returncode == 130 and "volferry resume" in said
+    heal(command)
+    command("resume", command.transfer())
 
 
 def test_ctrl_c_while_a_rollback_waits_leaves_one_that_can_be_finished(command: Command) -> None:

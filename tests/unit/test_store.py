@@ -115,6 +115,33 @@ def test_a_database_that_is_locked_is_not_waited_for_for_ever(
         assert store.transfers() == []
 
 
+def test_a_file_that_another_program_has_locked_is_not_waited_for_for_ever(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(store_module, "_WAIT_S", 1)
+    with Store(tmp_path) as store, Store(tmp_path) as other:
+        store.create(transfer())
+        with other._db.begin():
+            assert store.transfers(), "reading goes on"
+            with pytest.raises(errors.Stop, match=r"is locked; it has 1 s \(a fixed") as told:
+                store.intent(ID, "target")
+        assert f"fuser {tmp_path / 'store.sqlite'}" in told.value.hint
+        assert told.value.data
+        store.intent(ID, "target")
+        assert store.open_intent(ID) == "target"
+
+
+def test_a_disk_that_is_full_is_told_as_that(tmp_path: Path) -> None:
+    with Store(tmp_path) as store:
+        store.create(transfer())
+        with store._db.connect() as one:
+            one.exec_driver_sql("PRAGMA max_page_count = 1")
+        with pytest.raises(errors.Stop, match="database or disk is full") as told:
+            for _ in range(100):
+                store.receipt(ID, "target", {"text": "x" * 10_000})
+        assert f"df {tmp_path}" in told.value.hint
+
+
 @pytest.fixture(params=["sqlite", "postgresql"] if POSTGRES else ["sqlite"])
 def open_store(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
