@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from volferry.channels import Channel, Completed, quote, run_here
+from volferry.channels import Channel, Completed, quote, run_here, ssh
 from volferry.channels.ssh import Ssh, _user_id, explain, find, names
 from volferry.errors import Retry, Stop, Usage
 
@@ -111,13 +111,44 @@ async def test_the_users_word_goes_before_any_entry(tmp_path):
     assert (await find("testsrv", [], config=str(config))).where == "testsrv"
 
 
-async def test_no_way_in_names_what_was_tried(tmp_path):
+@pytest.fixture
+def no_names(tmp_path):
+    """An ssh configuration that knows no server."""
     config = tmp_path / "config"
     config.write_text("")
+    return str(config)
 
-    with pytest.raises(Stop, match=r"tried: 127\.0\.0\.1\)"):
+
+async def test_no_way_in_names_what_was_tried(no_names):
+    with pytest.raises(Retry, match=r"at 127\.0\.0\.1; it had 7 s \(--connect-timeout\)"):
         # Port 22 of the loopback address of a machine without a server.
-        await find("testsrv", ["127.0.0.1"], config=str(config))
+        await find("testsrv", ["127.0.0.1"], config=no_names, connect_s=7)
+    with pytest.raises(Stop, match="it has no address"):
+        await find("testsrv", [], config=no_names)
+
+
+async def test_an_address_that_is_slow_to_answer_has_the_whole_connect_timeout(monkeypatch):
+    """Three seconds are nothing for a guest that swaps; but where another address answers, the
+    silent one is not waited for."""
+    takes_s = {"first": 0.3, "second": 0.5, "refused": None}
+
+    async def answers(address, port=22, *, timeout_s):
+        assert timeout_s == 60
+        await asyncio.sleep(takes_s[address] or 0)
+        return takes_s[address] is not None
+
+    monkeypatch.setattr(ssh, "answers", answers)
+    monkeypatch.setattr(ssh, "PATIENT_S", 0.1)
+
+    async def chosen(*addresses):
+        return await ssh.first_that_answers(addresses, within_s=60)
+
+    assert await chosen("first") == "first"
+    assert await chosen("refused", "second") == "second"
+    assert await chosen("second", "first") == "first"
+    assert await chosen("refused") == ""
+    monkeypatch.setattr(ssh, "PATIENT_S", 0.6)
+    assert await chosen("second", "first") == "second", "as the cloud lists them"
 
 
 @pytest.mark.parametrize("destination", ["-oProxyCommand=touch /tmp/x", "-F/etc/passwd"])

@@ -13,6 +13,7 @@ import secrets
 import shutil
 import signal
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -40,6 +41,8 @@ _OPTIONS = (
 )  # fmt: skip
 
 MASTER_ENDS_S = 2.0
+PATIENT_S = 3.0
+"""For the address that would be taken first, when another one answers as well."""
 _SSH_FAILED = 255
 """ssh's own exit status "if an error occurred" (ssh(1)); a remote command may use it as well."""
 
@@ -247,7 +250,7 @@ async def names(server_name: str, config: str = "", *, connect_s: float = CONNEC
     return answers[0] != answers[1]
 
 
-async def answers(address: str, port: int = 22, timeout_s: float = 3.0) -> bool:
+async def answers(address: str, port: int = 22, *, timeout_s: float) -> bool:
     """Whether something accepts a TCP connection there. Sends nothing."""
     try:
         async with asyncio.timeout(timeout_s):
@@ -260,6 +263,27 @@ async def answers(address: str, port: int = 22, timeout_s: float = 3.0) -> bool:
     return True
 
 
+async def first_that_answers(addresses: Sequence[str], *, within_s: float) -> str:
+    """The first of them that accepts a connection; one that is silent for ``PATIENT_S`` gives way
+    to a later one that does not. Empty when none does ``within_s`` seconds."""
+    asked = {a: asyncio.create_task(answers(a, timeout_s=within_s)) for a in addresses}
+    patient_until = time.monotonic() + PATIENT_S
+    try:
+        for address, answer in asked.items():
+            await asyncio.wait({answer}, timeout=max(0.0, patient_until - time.monotonic()))
+            if answer.done() and answer.result():
+                return address
+        while asked:
+            done, _ = await asyncio.wait(asked.values(), return_when=asyncio.FIRST_COMPLETED)
+            for address in [one for one, answer in asked.items() if answer in done]:
+                if asked.pop(address).result():
+                    return address
+        return ""
+    finally:
+        for answer in asked.values():
+            answer.cancel()
+
+
 async def find(
     server_name: str,
     addresses: Sequence[str],
@@ -270,19 +294,28 @@ async def find(
 ) -> Ssh:
     """The way into a server: what the user said, else a ``Host`` entry, else an address.
 
-    Raises ``Stop`` when there is none, naming what was tried.
+    Raises ``Stop`` when there is none, ``Retry`` when no address answers, naming what was tried.
     """
     if wanted:
         return Ssh(wanted, config, connect_s=connect_s)
     if await names(server_name, config, connect_s=connect_s):
         return Ssh(server_name, config, connect_s=connect_s)
-    for address in addresses:
-        if await answers(address):
-            return Ssh(address, config, connect_s=connect_s)
-    tried = ", ".join(addresses) or "it has no address"
-    raise Stop(
-        f"no way by ssh into server '{server_name}' (tried: {tried})",
+    address = await first_that_answers(addresses, within_s=connect_s)
+    if address:
+        return Ssh(address, config, connect_s=connect_s)
+    hint = (
+        f"--ssh user@host, or a 'Host {server_name}' entry in "
+        f"{config or os.fspath(Path('~/.ssh/config'))}, or --local on the server itself"
+    )
+    if not addresses:
+        raise Stop(
+            f"no way by ssh into server '{server_name}': it has no address",
+            data=_UNTOUCHED,
+            hint=hint,
+        )
+    raise Retry(
+        f"no way by ssh into server '{server_name}': nothing took a connection at "
+        f"{', '.join(addresses)}; it had {connect_s:g} s (--connect-timeout)",
         data=_UNTOUCHED,
-        hint=f"--ssh user@host, or a 'Host {server_name}' entry in "
-        f"{config or os.fspath(Path('~/.ssh/config'))}, or --local on the server itself",
+        hint=hint,
     )
