@@ -4,7 +4,7 @@ import click
 
 from volferry.cli import carry
 from volferry.cli.help import Manual, grouped
-from volferry.cli.options import global_options, transfer_argument
+from volferry.cli.options import global_options, metrics_option, transfer_argument
 from volferry.cli.output import format_options
 from volferry.cli.settings import Settings
 
@@ -16,12 +16,20 @@ EXAMPLES = (
 
 @click.command("cutover", cls=Manual, synopsis=("ID [--now]",), examples=EXAMPLES)
 @transfer_argument()
+@metrics_option
 @grouped("Options", "--now", is_flag=True, help="Also when the prediction does not fit.")
 @format_options()
 @global_options
 @click.pass_obj
 def command(
-    settings: Settings, id: str, now: bool, format_: str | None, columns: tuple[str, ...]
+    settings: Settings,
+    /,
+    *,
+    id: str,
+    now: bool,
+    metrics: str,
+    format_: str | None,
+    columns: tuple[str, ...],
 ) -> None:
     """Open the gate of a transfer that waits for its cutover.
 
@@ -40,4 +48,5 @@ def command(
             id=transfer,
             form=format_,
             only=columns,
+            metrics=metrics,
         )

@@ -4,7 +4,7 @@ import click
 
 from volferry.cli import carry
 from volferry.cli.help import Manual
-from volferry.cli.options import global_options, transfer_argument
+from volferry.cli.options import global_options, metrics_option, transfer_argument
 from volferry.cli.output import format_options
 from volferry.cli.settings import Settings
 
@@ -13,10 +13,13 @@ EXAMPLES = (("volferry finish tr-web-03-k4q7", "detach and protect the source, t
 
 @click.command("finish", cls=Manual, synopsis=("ID [OPTIONS]",), examples=EXAMPLES)
 @transfer_argument()
+@metrics_option
 @format_options()
 @global_options
 @click.pass_obj
-def command(settings: Settings, id: str, format_: str | None, columns: tuple[str, ...]) -> None:
+def command(
+    settings: Settings, id: str, metrics: str, format_: str | None, columns: tuple[str, ...]
+) -> None:
     """End a transfer that was held after its cutover.
 
     Detaches the source, marks it read-only, deletes the snapshot and removes what was put into the
@@ -35,4 +38,5 @@ def command(settings: Settings, id: str, format_: str | None, columns: tuple[str
             id=transfer,
             form=format_,
             only=columns,
+            metrics=metrics,
         )

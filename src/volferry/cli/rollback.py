@@ -10,6 +10,7 @@ from volferry.cli.options import (
     deadline_options,
     deadlines,
     global_options,
+    metrics_option,
     transfer_argument,
 )
 from volferry.cli.output import format_options
@@ -27,6 +28,7 @@ EXAMPLES = (
 
 @click.command("rollback", cls=Manual, synopsis=("ID [--accept-loss]",), examples=EXAMPLES)
 @transfer_argument()
+@metrics_option
 @grouped(
     "Options",
     "--accept-loss",
@@ -53,6 +55,7 @@ def command(
     id: str,
     accept_loss: bool,
     handover_s: float,
+    metrics: str,
     format_: str | None,
     columns: tuple[str, ...],
     **options: Any,
@@ -82,4 +85,5 @@ def command(
             id=transfer,
             form=format_,
             only=columns,
+            metrics=metrics,
         )
