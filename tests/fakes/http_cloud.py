@@ -8,6 +8,7 @@ import http.server
 import json
 import socket
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +27,8 @@ class Reply:
     headers: dict[str, str] = field(default_factory=dict)
     cut: bool = False
     """Close the connection without an answer."""
+    drips_s: float = 0.0
+    """Between two bytes of the body."""
     effect: Callable[[Any], None] = lambda body: None
     """What the request does, before it is answered or cut."""
 
@@ -110,7 +113,12 @@ class StandIn:
             handler.send_header(name, value)
         handler.send_header("Content-Length", str(len(raw)))
         handler.end_headers()
-        handler.wfile.write(raw)
+        for piece in [raw[i : i + 1] for i in range(len(raw))] if reply.drips_s else [raw]:
+            time.sleep(reply.drips_s)
+            try:
+                handler.wfile.write(piece)
+            except OSError:
+                return  # nobody waits for it any more
 
     def reply(self, method: str, path: str, body: Any) -> Reply:
         """What a service says to a request of an authenticated user."""

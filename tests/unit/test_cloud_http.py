@@ -2,6 +2,7 @@
 
 import os
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -237,6 +238,35 @@ async def test_a_lost_answer_makes_no_second_snapshot(cloud_api: StandIn) -> Non
     made = await cloud.create_snapshot(VOLUME_ID, "s", "tr-1")
     assert made.id == "snap-0"
     assert len(cloud_api.posts("/volume/v3/snapshots")) == 1
+    await cloud.close()
+
+
+@pytest.mark.parametrize("body", [None, "<html>done</html>", {"ok": True}])
+async def test_a_create_that_something_else_answered_makes_no_second_one(
+    cloud_api: StandIn, body: Any
+) -> None:
+    """It may have been passed on, and the list may show it only later."""
+    cloud = await connect(cloud_api, Pauses())
+    snapshots = Snapshots(cloud_api)
+    unseen = Reply(body={"snapshots": []})
+    seen = Reply(body={"snapshots": snapshots.made})
+    cloud_api.says("GET", "/volume/v3/snapshots/detail", unseen, unseen, unseen, seen)
+    answered = Reply(200, body, effect=snapshots.make)
+    cloud_api.says("POST", "/volume/v3/snapshots", answered)
+    assert (await cloud.create_snapshot(VOLUME_ID, "s", "tr-1")).id == "snap-0"
+    assert len(cloud_api.posts("/volume/v3/snapshots")) == 1
+    await cloud.close()
+
+
+async def test_an_answer_that_drips_is_not_waited_for_without_end(cloud_api: StandIn) -> None:
+    """Each byte of it comes in time."""
+    cloud = await connect(cloud_api, Pauses(budget_s=0.5))
+    path = f"/volume/v3/volumes/{VOLUME_ID}"
+    cloud_api.says("GET", path, Reply(body={"volume": VOLUME}, drips_s=0.2))
+    began = time.monotonic()
+    with pytest.raises(Retry, match=r"no whole answer .* within 1 s.*\(--answer-timeout\)"):
+        await cloud.volume(VOLUME_ID)
+    assert time.monotonic() - began < 5
     await cloud.close()
 
 

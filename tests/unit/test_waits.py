@@ -39,7 +39,8 @@ BOUNDED: dict[str, tuple[str, ...] | str] = {
     "channels/ssh.py Ssh._connect": ("--connect-timeout",),
     "channels/ssh.py Ssh._end_master": "5 s, then it is killed",
     "channels/ssh.py Ssh._master_ends": "2 s, then the 255 is the command's own",
-    "channels/ssh.py answers": "3 s an address, then the next is tried",
+    "channels/ssh.py answers": ("--connect-timeout",),
+    "channels/ssh.py first_that_answers": ("--connect-timeout",),
     "cli/gc.py _agreed": "asks a person at a terminal",
     "cli/run.py _consent": "asks a person at a terminal",
     "cli/logs.py command": "--follow, until the transfer stands still",
@@ -49,6 +50,8 @@ BOUNDED: dict[str, tuple[str, ...] | str] = {
         "--snapshot-timeout", "--create-timeout", "--retype-timeout", "--attach-timeout",
         "--detach-timeout", "--delete-timeout",
     ),
+    "cloud/poller.py Waits._if_any": "10 s: SUSPECT_S",
+    "cloud/threads.py within": ("--answer-timeout",),
     "cloud/retries.py Budget.pause": ("--answer-timeout",),
     "engine.py Engine._patiently": ("--retry-timeout",),
     "engine.py _Durable.run": "the steps that run in it have deadlines",
@@ -188,7 +191,12 @@ def test_every_flag_that_bounds_a_wait_can_be_given_to_run_and_to_what_goes_on()
         assert verb != "rollback" or "--handover-timeout" in flags(command)
 
 
-TELLS = {"cloud/poller.py Waits._poll": "cloud/poller.py Waits._too_late"}
+TELLS = {
+    "channels/ssh.py answers": "channels/ssh.py find",
+    "channels/ssh.py first_that_answers": "channels/ssh.py find",
+    "cloud/poller.py Waits._poll": "cloud/poller.py Waits._too_late",
+    "cloud/threads.py within": "cloud/asking.py Asking._answer",
+}
 """Where the message is not in the function that waits."""
 
 

@@ -4,8 +4,8 @@ What is sent twice is only what can be sent twice. After a lost answer ``once`` 
 it asks a second time.
 """
 
-import asyncio
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from typing import Any, Literal, Protocol, TypeAlias, TypeVar
 from urllib.parse import quote
 
@@ -19,6 +19,7 @@ from volferry.cloud.retries import (
     judge,
     rate_limited,
 )
+from volferry.cloud.threads import within
 from volferry.cloud.verbs import TypeNotReachable
 from volferry.errors import NotFound, Retry, Stop, VolferryError
 from volferry.model import Quota
@@ -28,6 +29,11 @@ T = TypeVar("T")
 
 PAGE = 1000
 """Objects per list request; ``osapi_max_limit`` and ``max_limit`` are 1000 by default."""
+
+
+WHOLE = 2
+"""A whole answer in so many --answer-timeout, which bounds each read of it: there may be another
+token to fetch before it."""
 
 
 class Wire(Protocol):
@@ -166,9 +172,7 @@ class Asking:
         while True:
             wait_s = None
             try:
-                answer = await asyncio.to_thread(
-                    self._wire.request, service, method, path, params=params, body=body
-                )
+                answer = await self._answer(service, method, path, params, body)
             except Unsent as never:
                 problem: Retry = never
             except Unanswered as lost:
@@ -185,6 +189,26 @@ class Asking:
                 if isinstance(problem, Unanswered) and not again:
                     raise problem
             await budget.pause(problem, wait_s)
+
+    async def _answer(
+        self,
+        service: Service,
+        method: str,
+        path: str,
+        params: Mapping[str, str] | None,
+        body: Mapping[str, Any] | None,
+    ) -> Answer:
+        limit_s = WHOLE * self._patience.budget_s
+        request = partial(self._wire.request, service, method, path, params=params, body=body)
+        try:
+            return await within(limit_s, request)
+        except TimeoutError:
+            raise Unanswered(
+                f"{service} gave no whole answer to: {method} {path} within {limit_s:g} s, "
+                f"{WHOLE} times what each read of it has (--answer-timeout)",
+                data="the request may have been carried out",
+                hint="check the network, and what lies between here and the cloud",
+            ) from None
 
     async def _refused(
         self, service: Service, method: str, what: str, answer: Answer
@@ -222,6 +246,16 @@ class Asking:
         except (Stop, NotFound) as refused:
             return None, refused.what
         return nouns.quota(raw), ""
+
+
+def made(answer: Answer, key: str, service: Service) -> Any:
+    """What a request has made. Raises ``Unanswered`` where the answer does not say: whether the
+    proxy that answered in the service's place passed the request on nobody knows."""
+    try:
+        return field(answer, key, service)
+    except Retry as nothing:
+        lost = "the request may have been carried out"
+        raise Unanswered(nothing.what, data=lost, hint=nothing.hint) from None
 
 
 def field(answer: Answer, key: str, service: Service) -> Any:

@@ -9,14 +9,16 @@ cannot be interrupted: a cancelled verb may still be carried out, which is what 
 
 import asyncio
 from collections.abc import Awaitable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from volferry.cloud import lookup, nouns
-from volferry.cloud.asking import Asking, Service, Wire, field, url_id
+from volferry.cloud.asking import Asking, Service, Wire, made, url_id
 from volferry.cloud.poller import Waits
 from volferry.cloud.retries import Patience
+from volferry.cloud.threads import within
 from volferry.cloud.verbs import CloudVerbs
-from volferry.errors import Doubt, NotFound, Stop
+from volferry.errors import Doubt, NotFound, Retry, Stop
 from volferry.model import (
     MARK,
     SOURCE,
@@ -33,6 +35,8 @@ SNAPSHOT_IN_USE = (3, 66)
 MESSAGES = (3, 5)
 DELETE_ON_TERMINATION = (2, 79)
 TAGGED_ATTACH = (2, 49)
+CONNECTS = 5
+"""Requests to connect with, and so many --answer-timeout for all of them."""
 
 
 class Cloud(Waits):
@@ -60,7 +64,17 @@ class Cloud(Waits):
         # Here, because importing openstacksdk takes 0.65 s and most commands never need it.
         from volferry.cloud.session import Session  # noqa: PLC0415
 
-        wire = await asyncio.to_thread(Session.connect, os_cloud, region, config_file, answer_s)
+        limit_s = CONNECTS * answer_s
+        connect = partial(Session.connect, os_cloud, region, config_file, answer_s)
+        try:
+            wire = await within(limit_s, connect)
+        except TimeoutError:
+            raise Retry(
+                f"the cloud gave no whole answers within {limit_s:g} s while its services were "
+                f"looked up, {CONNECTS} times what each read has (--answer-timeout)",
+                data="nothing was asked of the cloud",
+                hint="check the network, and what lies between here and the cloud",
+            ) from None
         return cls(wire, Patience(budget_s=answer_s))
 
     async def close(self) -> None:
@@ -156,7 +170,7 @@ class Cloud(Waits):
                 body={"snapshot": wanted},
                 what=f"create a snapshot of volume '{volume_id}'",
             )
-            return nouns.snapshot(field(answer, "snapshot", "block-storage"))
+            return nouns.snapshot(made(answer, "snapshot", "block-storage"))
 
         return await self._ask.once(lambda: self.find_snapshot(mark, volume_id), post)
 
@@ -193,7 +207,7 @@ class Cloud(Waits):
                 body={"volume": wanted},
                 what=f"create volume '{name}' of {size_gib} GiB and type '{type}'",
             )
-            return nouns.volume(field(answer, "volume", "block-storage"))
+            return nouns.volume(made(answer, "volume", "block-storage"))
 
         return await self._ask.once(lambda: self.find_volume(mark, source_id), post)
 
@@ -271,7 +285,10 @@ class Cloud(Waits):
         async def leaving() -> bool | None:
             if (await self.volume(volume_id)).status == "detaching":
                 return True
-            lines = await self.server_volumes(server_id)
+            try:
+                lines = await self.server_volumes(server_id)
+            except NotFound:
+                return True  # the server was deleted, and let go of all that it had
             return None if any(v.volume_id == volume_id for v in lines) else True
 
         await self._ask.delete(
