@@ -2,7 +2,7 @@
 
 from typing import ClassVar
 
-from volferry.errors import Refused
+from volferry.errors import Refused, Stop
 from volferry.model import Receipt
 from volferry.steps.snapshot import delete
 from volferry.steps.step import Context, Phase, Step, Undo
@@ -19,17 +19,18 @@ class Tidy(Step):
         return None
 
     async def do(self, ctx: Context) -> Receipt:
-        snapshot = ctx.known.get("snapshot")
-        deleted = False
-        if snapshot and not ctx.plan.wanted.keep_snapshot:
-            await delete(ctx, snapshot)
-            deleted = True
         gone: Receipt = await ctx.guest.uninstall()
-        return {
-            "removed": gone["removed"],
-            "left": gone["left"],
-            "snapshot_deleted": deleted,
-        }
+        left, deleted = list(gone["left"]), False
+        snapshot = ctx.known.get("snapshot")
+        if snapshot and not ctx.plan.wanted.keep_snapshot:
+            try:
+                await delete(ctx, snapshot)
+                deleted = True
+            except Stop as stays:
+                # Some back ends keep one for as long as a volume that was made from it lives, here
+                # the target: to wait for that would be to wait for ever.
+                left.append(f"{stays.what}; volferry gc tries again")
+        return {"removed": gone["removed"], "left": left, "snapshot_deleted": deleted}
 
     async def left_behind(self, ctx: Context) -> Receipt | None:
         """The way back is in the agent's record: once that is gone there is only the way forward.
@@ -45,7 +46,7 @@ class Tidy(Step):
             )
         return None
 
-    def costs(self, receipt: Receipt) -> Undo:
+    async def costs(self, ctx: Context, receipt: Receipt) -> Undo:
         raise Refused(
             "the transfer has ended; there is nothing left to go back with",
             data="the source volume is unchanged since the cutover",
@@ -54,4 +55,4 @@ class Tidy(Step):
         )
 
     async def undo(self, ctx: Context, receipt: Receipt) -> None:
-        self.costs(receipt)
+        await self.costs(ctx, receipt)
