@@ -222,7 +222,8 @@ class Engine:
             receipt = await self._left(ctx, step)
             if receipt is not None:
                 ctx.check_stop()
-                _check_consent(ctx, step, receipt, consent)
+                if not consent:
+                    _need_consent(ctx, step, await self._costs(ctx, step, receipt))
                 self.store.set_state(id, State.ROLLING_BACK, step=name)
                 there = receipt
                 await self._patiently(ctx, lambda: step.undo(ctx, there))
@@ -248,14 +249,23 @@ class Engine:
             return await self._patiently(ctx, lambda: step.left_behind(ctx))
         return receipt
 
+    async def _costs(self, ctx: Context, step: Step, receipt: Receipt) -> Undo:
+        return await self._patiently(ctx, lambda: step.costs(ctx, receipt))
+
     async def _ask(self, ctx: Context, consent: bool) -> None:
-        """Look for what undoing would cost, and whether there is a way at all, before it begins."""
+        """Look for what undoing would cost, and whether there is a way at all, before it begins.
+
+        That there is none is said before anybody is asked for a word that would not help.
+        """
+        asked = []
         for name in reversed(self._steps):
             step = self._enter(ctx, name)
             receipt = await self._left(ctx, step)
             if receipt is not None:
-                _check_consent(ctx, step, receipt, consent)
+                asked.append((step, await self._costs(ctx, step, receipt)))
         ctx.step = ""
+        for step, cost in () if consent else asked:
+            _need_consent(ctx, step, cost)
 
     async def _patiently(self, ctx: Context, attempt: Callable[[], Awaitable[T]]) -> T:
         patience = self._given or Patience(budget_s=ctx.plan.wanted.timeouts.retry_s)
@@ -610,9 +620,8 @@ def _parts(error: errors.VolferryError) -> Json:
     }
 
 
-def _check_consent(ctx: Context, step: Step, receipt: Receipt, consent: bool) -> None:
-    cost = step.costs(receipt)
-    if cost is not Undo.FREE and not consent:
+def _need_consent(ctx: Context, step: Step, cost: Undo) -> None:
+    if cost is not Undo.FREE:
         raise errors.NeedsConsent(
             f"taking back '{step.name}' needs your word: {cost.value}",
             data="nothing was taken back",

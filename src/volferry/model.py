@@ -145,6 +145,15 @@ class CloudFacts(Noun):
         """The sources, as people call them: ``data1, data2, log``."""
         return ", ".join(source.label for source in self.sources)
 
+    def attached_as(self, volume_id: str) -> dict[str, Any]:
+        """The user's words about the attachment of a volume: what becomes of it when the server
+        goes, and by which role the guest's metadata calls it. For ``CloudVerbs.attach``."""
+        line = next((one for one in self.server_volumes if one.volume_id == volume_id), None)
+        return {
+            "delete_on_termination": bool(line and line.delete_on_termination),
+            "tag": line.tag if line else "",
+        }
+
 
 # ---- the guest's side ----------------------------------------------------------------------------
 

@@ -20,6 +20,7 @@ from volferry.cloud import Cloud
 from volferry.engine import Engine
 from volferry.errors import Doubt, NotFound, Refused, Retry, Stop, Usage, VolferryError
 from volferry.guests import fstab
+from volferry.guests.deleted import DeletedGuest
 from volferry.guests.linux import LinuxGuest
 from volferry.leftovers import History, Leftover, Verdict
 from volferry.methods import method
@@ -184,11 +185,12 @@ async def _surroundings(transfer: Transfer) -> AsyncIterator[Context]:
     wanted, facts = transfer.plan.wanted, transfer.plan.cloud
     async with AsyncExitStack() as opened:
         cloud = await opened.enter_async_context(connected(wanted))
-        server = await cloud.server(facts.server.id)
-        way_in = await channel(wanted, server)
-        await opened.enter_async_context(way_in)
-        guest = LinuxGuest(way_in, transfer.id, wanted.timeouts)
-        await guest.probe()
+        server = await cloud.server_if_any(facts.server.id)
+        guest: LinuxGuest | DeletedGuest = DeletedGuest(facts.server)
+        if server is not None:
+            way_in = await opened.enter_async_context(await channel(wanted, server))
+            guest = LinuxGuest(way_in, transfer.id, wanted.timeouts)
+            await guest.probe()
         ctx = Context(
             transfer.id,
             transfer.plan,

@@ -42,6 +42,8 @@ class PowerCut(BaseException):
 class Guest:
     """Shows the disks that are plugged in; on which side its service runs is one word."""
 
+    is_there = True
+
     def __init__(self, cloud: FakeCloud, server_id: str) -> None:
         self.cloud, self.server_id = cloud, server_id
         self.live, self.rule = "source", False

@@ -169,6 +169,15 @@ class FakeCloud(Waits):
         self._volumes.pop(object_id, None)
         self._snapshots.pop(object_id, None)
 
+    def delete_server(self, server_id: str) -> None:
+        """As if somebody had deleted it: its volumes are let go of, or go with it."""
+        for line in self._lines.pop(server_id):
+            if line.delete_on_termination:
+                self.forget(line.volume_id)
+            else:
+                self._detached(server_id, line.volume_id)
+        del self._servers[server_id]
+
     def slow(self, operation: str, seconds: float) -> None:
         self._order(operation).delay_s = seconds
 
@@ -455,9 +464,8 @@ class FakeCloud(Waits):
 
     async def detach(self, server_id: str, volume_id: str) -> None:
         await self._request()
-        self._server(server_id)
         seen = self._volume(volume_id)
-        listed = any(v.volume_id == volume_id for v in self._lines[server_id])
+        listed = any(v.volume_id == volume_id for v in self._lines.get(server_id, ()))
         if seen.status == "detaching" or not listed:
             return
         self._may_be("detach", volume_id, "in-use")

@@ -49,7 +49,7 @@ class Do(Step):
     def applies(self, plan: Plan) -> bool:
         return self.does_apply
 
-    def costs(self, receipt: Receipt) -> Undo:
+    async def costs(self, ctx: Context, receipt: Receipt) -> Undo:
         return self.cost
 
     async def find(self, ctx: Context) -> Receipt | None:
@@ -623,7 +623,7 @@ async def test_what_cannot_be_taken_back_is_refused_before_anything_is(rig: Rig)
     """With the loss accepted as well, or the transfer would stand where it goes neither way."""
 
     class Last(Do):
-        def costs(self, receipt: Receipt) -> Undo:
+        async def costs(self, ctx: Context, receipt: Receipt) -> Undo:
             raise errors.Refused("there is no way back any more")
 
     steps = [Do("a"), Last("tidy"), Do("b", fails(errors.Stop("no")))]

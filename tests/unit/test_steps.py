@@ -9,6 +9,7 @@ from volferry.methods.mirror import Mirror
 from volferry.methods.rsync import Rsync
 from volferry.model import Disk, GuestFacts, Layer, Member, Pair, Plan, Seed, Wanted
 from volferry.steps import SEQUENCE, Context, Held
+from volferry.steps.attach import Attach
 from volferry.steps.cutover import Cutover
 from volferry.steps.detach import Detach
 from volferry.steps.protect import Protect
@@ -284,6 +285,8 @@ async def test_a_crash_between_two_retypes_moves_the_other_one_and_this_one_once
 class Shown:
     """A guest that shows everything on the targets, until it is told otherwise."""
 
+    is_there = True
+
     def __init__(self):
         self.wrong = ""
         self.job = "cutover"
@@ -309,6 +312,27 @@ class Shown:
     async def find(self, ref):
         self.heard.append(f"find {ref.volume_id}")
         return Disk(path="/dev/vdb", size_bytes=ref.size_bytes)
+
+
+async def test_a_volume_is_attached_as_the_user_had_it(cloud):
+    """What becomes of it with its server, and its role; the target's way in and the source's way
+    back."""
+    ctx = await context(cloud)
+    ctx.guest = Shown()
+    server, source = ctx.plan.cloud.server.id, ctx.plan.cloud.sources[0].id
+    [line] = ctx.plan.cloud.server_volumes
+    line = line.model_copy(update={"delete_on_termination": True, "tag": "database"})
+    facts = ctx.plan.cloud.model_copy(update={"server_volumes": (line,)})
+    ctx.plan = ctx.plan.model_copy(update={"cloud": facts})
+
+    known = await carry(ctx, TakeSnapshot(), Target(), Attach(), Detach())
+    [target] = await cloud.server_volumes(server)
+    assert (target.volume_id, target.delete_on_termination) == (made(known)[0], True)
+    assert target.tag == "database"
+
+    await Detach().undo(ctx, known["detach"])
+    lines = {line.volume_id: line for line in await cloud.server_volumes(server)}
+    assert (lines[source].delete_on_termination, lines[source].tag) == (True, "database")
 
 
 async def test_a_crash_between_two_detaches_goes_on_with_the_other_source(cloud):
@@ -416,11 +440,12 @@ async def test_detaching_that_was_held_before_it_began_costs_nothing_to_take_bac
     ctx.line.asked.append(Request(id=1, transfer=ctx.transfer_id, what="finish", facts={}, at=0.0))
     left = await Detach().left_behind(ctx)
     assert [one["source_id"] for one in left["sources"]] == [v.id for v in ctx.plan.cloud.sources]
-    assert Detach().costs(left) is Undo.CONSENT
+    assert await Detach().costs(ctx, left) is Undo.CONSENT
 
     ctx.known = {**ctx.known, "cutover": {"outcome": {"standby": True}}}
-    assert Detach().costs(await Detach().left_behind(ctx)) is Undo.FREE, "it follows again first"
-    assert Protect().costs(await Protect().left_behind(ctx)) is Undo.FREE
+    left_by_a_standby = await Detach().left_behind(ctx)
+    assert await Detach().costs(ctx, left_by_a_standby) is Undo.FREE, "it follows again first"
+    assert await Protect().costs(ctx, await Protect().left_behind(ctx)) is Undo.FREE
     ctx.known = {**ctx.known, "cutover": {"outcome": {"standby": False}}}
 
     ctx.line.asked.clear()

@@ -18,7 +18,7 @@ from typing import Literal, TypeVar
 
 from volferry.cloud.verbs import OnProgress
 from volferry.errors import Doubt, NotFound, Retry, Stop
-from volferry.model import GIB, Progress, ServerVolume, Snapshot, Volume
+from volferry.model import GIB, Progress, Server, ServerVolume, Snapshot, Volume
 
 FIRST_S, LONGEST_S, GROWTH, JITTER = 0.5, 5.0, 1.3, 0.2
 SUSPECT_S, SUSPECT_EVERY_S = 10.0, 2.0
@@ -76,6 +76,9 @@ class Waits(ABC):
     async def snapshot(self, snapshot_id: str) -> Snapshot: ...
 
     @abstractmethod
+    async def server(self, server_id: str) -> Server: ...
+
+    @abstractmethod
     async def server_volumes(self, server_id: str) -> tuple[ServerVolume, ...]: ...
 
     @abstractmethod
@@ -94,6 +97,26 @@ class Waits(ABC):
 
     def _jitter(self) -> float:
         return random.uniform(1 - JITTER, 1 + JITTER)  # noqa: S311 - spreads load, guards nothing
+
+    # ---- what may have been deleted ----------------------------------------------------------
+
+    async def volume_if_any(self, volume_id: str) -> Volume | None:
+        """See ``CloudVerbs.volume_if_any``."""
+        return await self._if_any(lambda: self.volume(volume_id))
+
+    async def server_if_any(self, server_id: str) -> Server | None:
+        """See ``CloudVerbs.server_if_any``."""
+        return await self._if_any(lambda: self.server(server_id))
+
+    async def _if_any(self, look: Callable[[], Awaitable[T]]) -> T | None:
+        began = self._now()
+        while True:
+            try:
+                return await look()
+            except NotFound:
+                if self._now() - began >= SUSPECT_S:
+                    return None
+                await self._sleep(SUSPECT_EVERY_S)
 
     # ---- the waiting verbs -------------------------------------------------------------------
 
@@ -266,7 +289,7 @@ class Waits(ABC):
         reason = self._server_reason
         seen = await self._poll(
             wait,
-            lambda: self._both(server_id, volume_id),
+            lambda: self._both(server_id, volume_id, server_may_go=True),
             judge,
             lambda: reason(server_id, "detach_volume"),
         )
@@ -310,9 +333,16 @@ class Waits(ABC):
 
     # ---- the poller --------------------------------------------------------------------------
 
-    async def _both(self, server_id: str, volume_id: str) -> "_Both":
+    async def _both(
+        self, server_id: str, volume_id: str, *, server_may_go: bool = False
+    ) -> "_Both":
         volume = await self.volume(volume_id)
-        lines = await self.server_volumes(server_id)
+        lines: tuple[ServerVolume, ...] = ()
+        try:
+            lines = await self.server_volumes(server_id)
+        except NotFound:
+            if not server_may_go:
+                raise
         line = next((v for v in lines if v.volume_id == volume_id), None)
         return _Both(volume, line, any(a.server_id == server_id for a in volume.attachments))
 

@@ -60,6 +60,14 @@ class CloudVerbs(Protocol):
 
     async def server_volumes(self, server_id: str) -> tuple[ServerVolume, ...]: ...
 
+    async def volume_if_any(self, volume_id: str) -> Volume | None:
+        """The volume; None when it was deleted. That is believed of one that stays unknown for
+        ``poller.SUSPECT_S``.
+        """
+
+    async def server_if_any(self, server_id: str) -> Server | None:
+        """The server; None when it was deleted, as for ``volume_if_any``."""
+
     async def volumes(self) -> tuple[Volume, ...]:
         """All volumes of the project."""
 
@@ -127,7 +135,8 @@ class CloudVerbs(Protocol):
         """
 
     async def detach(self, server_id: str, volume_id: str) -> None:
-        """Ask the guest to let go of a volume; nothing when it is gone or going already.
+        """Ask the guest to let go of a volume; nothing when it is gone or going already, or when
+        the server is not there any more.
 
         Accepted is not done: only ``wait_detached`` says so.
         """

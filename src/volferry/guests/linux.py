@@ -106,6 +106,9 @@ Meanwhile = Callable[[Json], Awaitable[None]]
 class LinuxGuest:
     """``transfer_id`` is empty for a guest that is only asked for facts."""
 
+    is_there = True
+    """False: see ``deleted.DeletedGuest``."""
+
     def __init__(
         self, channel: Channel, transfer_id: str = "", timeouts: Timeouts | None = None
     ) -> None:

@@ -351,7 +351,8 @@ class Mirror(Method):
                 if job == "cutback":
                     # Each time: as long as it is still on its way out it is in the server's list,
                     # and attaching it does nothing.
-                    await scene.cloud.attach(server, source.id)
+                    as_before = scene.plan.cloud.attached_as(source.id)
+                    await scene.cloud.attach(server, source.id, **as_before)
                 elif not asked:
                     await scene.cloud.detach(server, source.id)
             asked = True

@@ -52,6 +52,8 @@ class Move(Noun):
     mounts: tuple[str, ...] = ()
     source_detached: bool | None = None
     source_read_only: bool | None = None
+    source_deleted: bool = False
+    """By somebody else, as was seen after the commit."""
     snapshot_id: str = ""
 
 
@@ -234,6 +236,7 @@ def _of(receipts: dict[str, Receipt], step: str, entries: str, pair: Pair) -> Js
 def _move(plan: Plan, pair: Pair, receipts: dict[str, Receipt]) -> Move:
     source = pair.source
     detached = _of(receipts, "detach", "sources", pair)
+    protected = _of(receipts, "protect", "sources", pair)
     return Move(
         source=VolumeEnd(
             id=source.id, name=source.name, type=source.type, size_gib=source.size_gib
@@ -243,7 +246,8 @@ def _move(plan: Plan, pair: Pair, receipts: dict[str, Receipt]) -> Move:
             m.target for f in plan.guest.filesystems if f.volume_id == source.id for m in f.mounts
         ),
         source_detached=True if detached else None,
-        source_read_only=_of(receipts, "protect", "sources", pair).get("read_only"),
+        source_read_only=protected.get("read_only"),
+        source_deleted=bool(detached.get("deleted") or protected.get("deleted")),
         snapshot_id=str(_of(receipts, "snapshot", "snapshots", pair).get("snapshot_id", "")),
     )
 
@@ -398,7 +402,7 @@ def _remaining(transfer: Transfer, receipts: dict[str, Receipt]) -> tuple[str, .
     if plan.wanted.read_only:
         todo += [
             f"openstack volume set --read-only {pair.source.id}: the source is not marked read-only"
-            for pair in plan.pairs
+            for pair in _kept(plan, receipts)
             if not _of(receipts, "protect", "sources", pair).get("read_only")
         ]
     return tuple(todo)
@@ -417,11 +421,13 @@ def _noted(events: Iterable[Event]) -> tuple[str, ...]:
 
 def _notes(transfer: Transfer, receipts: dict[str, Receipt]) -> tuple[str, ...]:
     plan, notes = transfer.plan, []
-    if transfer.state is State.DONE:
+    kept = _kept(plan, receipts)
+    if transfer.state is State.DONE and kept:
         notes.append(
             "the source volume is kept; when it is not needed any more:"
-            f"\nopenstack volume delete {' '.join(pair.source.id for pair in plan.pairs)}"
+            f"\nopenstack volume delete {' '.join(pair.source.id for pair in kept)}"
         )
+    if transfer.state is State.DONE:
         if receipts.get("cutover", {}).get("outcome", {}).get("standby"):
             notes.append(
                 "the source was a standby: it followed the target while the service ran, so it is"
@@ -444,8 +450,14 @@ def _notes(transfer: Transfer, receipts: dict[str, Receipt]) -> tuple[str, ...]:
     return tuple(notes)
 
 
+def _kept(plan: Plan, receipts: dict[str, Receipt]) -> list[Pair]:
+    return [pair for pair in plan.pairs if not _move(plan, pair, receipts).source_deleted]
+
+
 def source_state(move: Move) -> str:
     """What was done to the source after the cutover, as far as it was seen."""
+    if move.source_deleted:
+        return "deleted by somebody"
     state = ["detached"] if move.source_detached else []
     if move.source_read_only is not None:
         state.append("read-only" if move.source_read_only else "not read-only")

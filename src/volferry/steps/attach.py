@@ -59,14 +59,7 @@ class Attach(Step):
         """One at a time: a hypervisor plugs one disk into a guest after the other as well."""
         server, deadline_s = ctx.plan.cloud.server, ctx.plan.wanted.timeouts.attach_s
         target: Volume = await ctx.cloud.volume(target_id)
-        lines = ctx.plan.cloud.server_volumes
-        beside = next((v for v in lines if v.volume_id == pair.source.id), None)
-        await ctx.cloud.attach(
-            server.id,
-            target.id,
-            # The user's word about what becomes of the data when the server goes.
-            delete_on_termination=bool(beside and beside.delete_on_termination),
-        )
+        await ctx.cloud.attach(server.id, target.id, **ctx.plan.cloud.attached_as(pair.source.id))
         await ctx.cloud.wait_attached(
             server.id, target.id, deadline_s=deadline_s, progress=follow(ctx, "attach")
         )
@@ -82,7 +75,8 @@ class Attach(Step):
     async def undo(self, ctx: Context, receipt: Receipt) -> None:
         # Whatever the journal says of the cutover: a service may have its data there.
         mounted = any(fs.mounts for fs in ctx.plan.guest.filesystems)
-        if mounted and self.name in ctx.known and not await ctx.guest.not_on_targets(ctx):
+        standing = self.name in ctx.known and ctx.guest.is_there
+        if mounted and standing and not await ctx.guest.not_on_targets(ctx):
             raise Doubt(
                 "the target is mounted where the service has its data",
                 data="nothing was taken away: the target may be the live side",

@@ -4,12 +4,15 @@ import datetime as dt
 import time
 from typing import ClassVar
 
-from volferry.errors import Stop
+from volferry.errors import Refused, Stop
 from volferry.methods import Outlook
 from volferry.model import Outcome, Prediction, Receipt
 from volferry.steps.attach import unplug
 from volferry.steps.gate import Decision, decide
 from volferry.steps.step import Context, Phase, Step, Undo
+
+UNKNOWN = "unknown"
+"""How a cutover ended of which the guest alone knew, and the guest is not there any more."""
 
 # Between two passes while a gate is closed: the service has the disk for most of the time.
 PACE_S = (2.0, 30.0)
@@ -26,14 +29,21 @@ class Cutover(Step):
     promise = "the service runs on the target; it was down for {downtime_s} s"
     undo_costs = Undo.CONSENT
 
-    def costs(self, receipt: Receipt) -> Undo:
-        return Undo.FREE if receipt["outcome"].get("standby") else self.undo_costs
+    async def costs(self, ctx: Context, receipt: Receipt) -> Undo:
+        outcome = receipt["outcome"]
+        if outcome.get("result") == UNKNOWN:
+            return Undo.UNKNOWN
+        if outcome.get("result") != "reverted":
+            await _refuse_without_a_source(ctx)
+        return Undo.FREE if outcome.get("standby") else self.undo_costs
 
     async def find(self, ctx: Context) -> Receipt | None:
         outcome: Outcome | None = await ctx.method.outcome(ctx)
         return self._receipt(ctx, outcome) if outcome and outcome.result == "committed" else None
 
     async def left_behind(self, ctx: Context) -> Receipt | None:
+        if not ctx.guest.is_there:
+            return {"outcome": {"result": UNKNOWN}}
         # Going back has begun: what the guest said of the cutover is gone by then, and to take that
         # for "there was none" would delete the target below a service that still runs on it.
         if await ctx.guest.last_job() == "cutback":
@@ -118,8 +128,8 @@ class Cutover(Step):
         )
 
     async def undo(self, ctx: Context, receipt: Receipt) -> None:
-        if receipt["outcome"].get("result") == "reverted":
-            return  # the guest has gone back by itself
+        if receipt["outcome"].get("result") in ("reverted", UNKNOWN):
+            return  # the guest has gone back by itself, or has gone
         outcome: Outcome = await ctx.method.cutback(ctx)
         await ctx.tell("outcome", **outcome.model_dump(mode="json"))
         if outcome.live != "source":
@@ -145,6 +155,21 @@ class Cutover(Step):
         if ctx.method.detaches_first(ctx.plan.guest):
             for source in ctx.plan.cloud.sources:
                 await unplug(ctx, source.id)
+
+
+async def _refuse_without_a_source(ctx: Context) -> None:
+    """Of a cutover that was committed: no guest, or no source, is no way back."""
+    facts = ctx.plan.cloud
+    missing = [] if ctx.guest.is_there else [f"server '{facts.server.name}' ({facts.server.id})"]
+    for source in facts.sources:
+        if await ctx.cloud.volume_if_any(source.id) is None:
+            missing.append(f"source {source.label} ({source.id})")
+    if missing:
+        raise Refused(
+            f"there is no way back: somebody deleted {', '.join(missing)}",
+            data="the target holds the service's data, and is kept",
+            hint=f"volferry finish {ctx.transfer_id}   ends the transfer with it",
+        )
 
 
 def is_standby(ctx: Context) -> bool:

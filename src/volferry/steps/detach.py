@@ -2,14 +2,18 @@
 
 import contextlib
 import time
+from collections.abc import Sequence
 from typing import ClassVar
 
-from volferry.errors import Doubt, Stop
-from volferry.model import Receipt
+from volferry.errors import Doubt, NotFound, Stop
+from volferry.model import Json, Plan, Receipt, Volume
 from volferry.steps.attach import appears, unplug
 from volferry.steps.cutover import is_standby
 from volferry.steps.progress import follow, until_sure
 from volferry.steps.step import Context, Held, Phase, Step, Undo
+
+_SERVED = "the service still has its data on the target"
+DETACHED = f"detached; {_SERVED}"
 
 
 class Detach(Step):
@@ -19,10 +23,13 @@ class Detach(Step):
 
     name = "detach"
     phase: ClassVar[Phase] = "finish"
-    promise = "the source is detached; the service still has its data on the target"
+    promise = "the source is {state}"
     undo_costs = Undo.CONSENT
 
-    def costs(self, receipt: Receipt) -> Undo:
+    def foreseen(self, plan: Plan) -> Json:
+        return {"state": DETACHED}
+
+    async def costs(self, ctx: Context, receipt: Receipt) -> Undo:
         return Undo.FREE if receipt.get("standby") else self.undo_costs
 
     async def find(self, ctx: Context) -> Receipt | None:
@@ -31,16 +38,14 @@ class Detach(Step):
 
     async def left_behind(self, ctx: Context) -> Receipt | None:
         sources = ctx.plan.cloud.sources
-        if _is_held(ctx):
+        in_use = [source for source in sources if await _is_in_use(ctx, source)]
+        if _is_held(ctx) and len(in_use) == len(sources):
             # Nothing was begun, so what going back costs is for the cutover to say; unless all was
             # done, and the message to finish was taken, when it was cut before its receipt.
-            volumes = [await ctx.cloud.volume(source.id) for source in sources]
-            if all(volume.status == "in-use" for volume in volumes):
-                return None
-        for source in sources:
-            if (await ctx.cloud.volume(source.id)).status == "in-use":
-                # Going back to a disk that leaves a moment later would take it from the service.
-                await until_sure(ctx)
+            return None
+        if in_use:
+            # Going back to a disk that leaves a moment later would take it from the service.
+            await until_sure(ctx)
         return _receipt(ctx)
 
     async def do(self, ctx: Context) -> Receipt:
@@ -55,13 +60,23 @@ class Detach(Step):
         sources = ctx.plan.cloud.sources
         await self._look(ctx, "before the source is detached")
         await ctx.method.leave(ctx)
+        deleted = []
         for source in sources:
-            await unplug(ctx, source.id)
+            try:
+                await unplug(ctx, source.id)
+            except (NotFound, Doubt):
+                if await ctx.cloud.volume_if_any(source.id) is not None:
+                    raise
+                deleted.append(source.id)
             await self._look(ctx, f"after the source {source.label} was detached")
         # Only now: after a crash in between the operator need not ask again.
         for request in ctx.requests("finish"):
             ctx.take(request)
-        return {**_receipt(ctx), "elapsed_s": round(time.monotonic() - began, 3)}
+        return {
+            **_receipt(ctx, deleted),
+            "state": _state(ctx, deleted),
+            "elapsed_s": round(time.monotonic() - began, 3),
+        }
 
     async def _look(self, ctx: Context, when: str) -> None:
         wrong = await ctx.guest.not_on_targets(ctx)
@@ -90,7 +105,7 @@ class Detach(Step):
                     await ctx.cloud.wait_detached(
                         server_id, source.id, deadline_s=timeouts.detach_s
                     )
-            await ctx.cloud.attach(server_id, source.id)
+            await ctx.cloud.attach(server_id, source.id, **ctx.plan.cloud.attached_as(source.id))
             await ctx.cloud.wait_attached(
                 server_id,
                 source.id,
@@ -101,8 +116,22 @@ class Detach(Step):
             await appears(ctx, source, "the service runs on the target, which is complete")
 
 
-def _receipt(ctx: Context) -> Receipt:
-    sources = [{"source_id": source.id} for source in ctx.plan.cloud.sources]
+async def _is_in_use(ctx: Context, source: Volume) -> bool:
+    now: Volume | None = await ctx.cloud.volume_if_any(source.id)
+    return now is not None and now.status == "in-use"
+
+
+def _state(ctx: Context, deleted: list[str]) -> str:
+    if not ctx.guest.is_there:
+        return f"detached, as its server was deleted ({ctx.plan.cloud.server.id})"
+    if not deleted:
+        return DETACHED
+    return f"detached, and somebody deleted {', '.join(deleted)}; {_SERVED}"
+
+
+def _receipt(ctx: Context, deleted: Sequence[str] = ()) -> Receipt:
+    ids = [source.id for source in ctx.plan.cloud.sources]
+    sources = [{"source_id": id, "deleted": id in deleted} for id in ids]
     return {"sources": sources, "standby": is_standby(ctx)}
 
 

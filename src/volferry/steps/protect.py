@@ -3,43 +3,48 @@
 from typing import ClassVar
 
 from volferry.errors import Retry
-from volferry.model import Plan, Receipt
+from volferry.model import Json, Plan, Receipt, Volume
 from volferry.steps.cutover import is_standby
 from volferry.steps.progress import until_sure
 from volferry.steps.step import Context, Phase, Step, Undo
+
+PROTECTED = "marked read-only"
+DELETED = "not there any more; somebody deleted it"
 
 
 class Protect(Step):
     name = "protect"
     phase: ClassVar[Phase] = "finish"
-    promise = "the source is marked read-only"
+    promise = "the source is {state}"
     undo_costs = Undo.CONSENT
 
     def applies(self, plan: Plan) -> bool:
         return plan.wanted.read_only
 
-    def costs(self, receipt: Receipt) -> Undo:
+    def foreseen(self, plan: Plan) -> Json:
+        return {"state": PROTECTED}
+
+    async def costs(self, ctx: Context, receipt: Receipt) -> Undo:
         return Undo.FREE if receipt.get("standby") else self.undo_costs
 
     async def find(self, ctx: Context) -> Receipt | None:
         receipt = await _look(ctx)
-        return receipt if all(source["read_only"] for source in receipt["sources"]) else None
+        return None if _writable(receipt) else receipt
 
     async def left_behind(self, ctx: Context) -> Receipt | None:
         receipt = await _look(ctx)
-        if not all(source["read_only"] for source in receipt["sources"]):
+        if _writable(receipt):
             await until_sure(ctx)
         return receipt
 
     async def do(self, ctx: Context) -> Receipt:
-        for source in ctx.plan.cloud.sources:
-            await ctx.cloud.set_read_only(source.id, True)
+        for source_id in _writable(await _look(ctx)):
+            await ctx.cloud.set_read_only(source_id, True)
         seen = await _look(ctx)
-        writable = [one["source_id"] for one in seen["sources"] if not one["read_only"]]
-        if writable:
+        if _writable(seen):
             raise Retry(
-                f"the cloud accepted that {', '.join(writable)} becomes read-only and does not "
-                "show it so",
+                f"the cloud accepted that {', '.join(_writable(seen))} becomes read-only and does "
+                "not show it so",
                 data="the service runs on the target; the source is detached and unchanged",
                 hint="it is looked at again",
             )
@@ -51,8 +56,24 @@ class Protect(Step):
 
 
 async def _look(ctx: Context) -> Receipt:
-    seen = [await ctx.cloud.volume(source.id) for source in ctx.plan.cloud.sources]
+    seen = [await _look_at(ctx, source) for source in ctx.plan.cloud.sources]
+    deleted = [one["source_id"] for one in seen if one["deleted"]]
+    state = f"{PROTECTED}, but for {', '.join(deleted)}: {DELETED}" if deleted else PROTECTED
     return {
-        "sources": [{"source_id": one.id, "read_only": one.read_only} for one in seen],
+        "sources": seen,
         "standby": is_standby(ctx),
+        "state": DELETED if len(deleted) == len(seen) else state,
     }
+
+
+async def _look_at(ctx: Context, source: Volume) -> Json:
+    now: Volume | None = await ctx.cloud.volume_if_any(source.id)
+    return {
+        "source_id": source.id,
+        "read_only": now is not None and now.read_only,
+        "deleted": now is None,
+    }
+
+
+def _writable(seen: Receipt) -> list[str]:
+    return [s["source_id"] for s in seen["sources"] if not (s["read_only"] or s["deleted"])]

@@ -26,10 +26,12 @@ Phase: TypeAlias = Literal["plan", "seed", "attach", "sync", "cutover", "finish"
 
 
 class Undo(enum.Enum):
-    """What taking a step back would cost. The value of ``CONSENT`` is what would be lost."""
+    """What taking a step back would cost. The value of all but ``FREE`` is what would be lost."""
 
     FREE = "nothing is lost"
     CONSENT = "writes made since the cutover would be lost"
+    LAST_COPY = "somebody deleted the source: what the target holds of it would be lost"
+    UNKNOWN = "the deleted server alone knew how the cutover ended: the target may be all there is"
 
 
 class _Partly(string.Formatter):
@@ -100,12 +102,12 @@ class Step(ABC):
     async def undo(self, ctx: "Context", receipt: Receipt) -> None:
         """Take it back."""
 
-    def costs(self, receipt: Receipt) -> Undo:
+    async def costs(self, ctx: "Context", receipt: Receipt) -> Undo:
         """What undoing this receipt costs, for a step where that depends on how it went.
 
-        Raises ``Refused`` when it cannot be undone; asked before anything is.
+        Raises ``Refused`` when it cannot be undone; asked of all steps before anything is.
         """
-        del receipt
+        del ctx, receipt
         return self.undo_costs
 
     async def left_behind(self, ctx: "Context") -> Receipt | None:

@@ -9,7 +9,7 @@ from volferry.errors import NotFound, Stop
 from volferry.model import MARK, Json, Pair, Plan, Receipt, Volume
 from volferry.steps.attach import ATTACHED, unplug
 from volferry.steps.progress import follow, until_sure
-from volferry.steps.step import Context, Phase, Step
+from volferry.steps.step import Context, Phase, Step, Undo
 
 # Metadata that belongs to the source alone. Cinder writes the first two itself.
 _NOT_COPIED = ("readonly", "attached_mode", "volferry:")
@@ -93,6 +93,12 @@ class Target(Step):
             metadata={k: v for k, v in source.metadata.items() if not k.startswith(_NOT_COPIED)},
         )
         return made
+
+    async def costs(self, ctx: Context, receipt: Receipt) -> Undo:
+        for source in ctx.plan.cloud.sources:
+            if await ctx.cloud.volume_if_any(source.id) is None:
+                return Undo.LAST_COPY
+        return Undo.FREE
 
     async def undo(self, ctx: Context, receipt: Receipt) -> None:
         timeouts = ctx.plan.wanted.timeouts

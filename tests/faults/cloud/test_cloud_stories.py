@@ -5,21 +5,27 @@ steps that speak to the cloud are carried: what happens in the guest is told els
 """
 
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.fakes.cloud import REQUEST_ID, FakeCloud
 from volferry.engine import Engine, Patience
-from volferry.errors import VolferryError
+from volferry.errors import NeedsConsent, Refused, Stop, VolferryError
+from volferry.guests.deleted import DeletedGuest
+from volferry.methods import Outlook
+from volferry.methods.mirror import Mirror
 from volferry.model import (
     MARK,
     Disk,
     DiskRef,
     GuestFacts,
+    Outcome,
     Pair,
     Plan,
+    Prediction,
     Receipt,
     Seed,
     State,
@@ -27,25 +33,32 @@ from volferry.model import (
     Transfer,
     Wanted,
 )
+from volferry.report import story as report
 from volferry.steps.attach import Attach
+from volferry.steps.cutover import Cutover
 from volferry.steps.detach import Detach
 from volferry.steps.protect import Protect
 from volferry.steps.quarantine import Quarantine
 from volferry.steps.retype import Retype
 from volferry.steps.snapshot import TakeSnapshot
-from volferry.steps.step import Context
+from volferry.steps.step import Context, Step
 from volferry.steps.target import Target
+from volferry.steps.tidy import Tidy
 from volferry.store import Store
 
 ID = "tr-web-03-test"
 STEPS = (TakeSnapshot(), Target(), Retype(), Quarantine(), Attach(), Detach(), Protect())
+WITH_CUTOVER = (*STEPS[:5], Cutover(), *STEPS[5:], Tidy())
 
 
 class Onlooker:
     """A guest that sees the disks which the cloud really plugs in, and has its mounts right.
 
-    It is the method as well, which here has nothing to let go of.
+    It is the method as well, which here has nothing to let go of, and whose cutover is a word.
     """
+
+    is_there = True
+    committed = Outcome(result="committed", live="target", downtime_s=1.0)
 
     def __init__(self, cloud: FakeCloud) -> None:
         self.seen: set[str] = set()
@@ -75,6 +88,24 @@ class Onlooker:
     def detaches_first(self, guest: GuestFacts) -> bool:
         return False
 
+    async def last_job(self) -> str:
+        return "cutover"
+
+    async def stop_job(self) -> None:
+        pass
+
+    async def uninstall(self) -> Receipt:
+        return {"removed": [], "left": []}
+
+    async def catch_up(self, scene: object) -> Outlook:
+        return Outlook(Prediction(total_s=0.0, parts={}, basis="a word"), gains=False)
+
+    async def cutover(self, scene: object) -> Outcome:
+        return self.committed
+
+    async def outcome(self, scene: object) -> Outcome:
+        return self.committed
+
 
 class Story:
     """One transfer, carried and taken back as often as it takes."""
@@ -83,11 +114,13 @@ class Story:
         self.cloud = FakeCloud()
         self.server = self.cloud.add_server("web-03")
         self.source = self.cloud.add_volume("data", size_gib=2, server=self.server)
-        self.guest = Onlooker(self.cloud)
+        self.guest: Any = Onlooker(self.cloud)
         self.guest.seen.add(self.source)
+        self.method = self.guest
         self.store = Store(folder)
         self.after: dict[str, Callable[[], object]] = {}
         """What somebody does once a step has ended."""
+        self.steps: Sequence[Step] = STEPS
 
     async def plan(self) -> None:
         facts = await self.cloud.facts(self.server, [self.source])
@@ -115,7 +148,7 @@ class Story:
     @contextlib.asynccontextmanager
     async def surroundings(self, transfer: Transfer) -> AsyncIterator[Context]:
         yield Context(
-            transfer.id, transfer.plan, cloud=self.cloud, guest=self.guest, method=self.guest
+            transfer.id, transfer.plan, cloud=self.cloud, guest=self.guest, method=self.method
         )
 
     @property
@@ -123,7 +156,7 @@ class Story:
         engine = Engine(
             self.store,
             self.surroundings,
-            STEPS,
+            self.steps,
             patience=Patience(first_s=0.01, most_s=0.01, budget_s=0.02),
         )
 
@@ -336,12 +369,111 @@ async def test_a_source_that_somebody_detached_is_finished_all_the_same(story: S
     await story.goes_on()
 
 
-async def test_a_source_that_somebody_deleted_is_no_way_back(story: Story) -> None:
-    """After the cutover the target is all there is: rolling back stops before it is touched."""
-    await story.goes_on()
-    assert story.store.transfer(ID).state is State.DONE
-    story.store.set_state(ID, State.HELD)
-    story.cloud.forget(story.source)
-    with pytest.raises(VolferryError):
-        await story.engine.take_back(ID, accept_loss=True)
-    assert (await story.target()).status == "in-use"
+@pytest.fixture
+def whole(story: Story) -> Story:
+    story.steps = WITH_CUTOVER
+    return story
+
+
+async def test_a_source_that_somebody_deleted_is_no_way_back_but_one_to_the_end(
+    whole: Story,
+) -> None:
+    """After the commit the target is all there is: going back is refused before it is begun, so
+    that going on is not."""
+    whole.cloud.fail("detach")
+    await whole.stops()
+    whole.cloud.forget(whole.source)
+    for accept_loss in (False, True):
+        with pytest.raises(Refused, match="no way back: somebody deleted source data") as refused:
+            await whole.engine.take_back(ID, accept_loss=accept_loss)
+        assert f"volferry finish {ID}" in refused.value.hint
+        assert whole.store.transfer(ID).state is State.STOPPED
+    assert (await whole.target()).status == "in-use"
+
+    assert (await whole.engine.carry(ID)).state is State.DONE
+    assert (await whole.target()).status == "in-use"
+    assert await whole.cloud.find_snapshot(ID) is None
+    told = report.read(whole.store, ID)
+    assert report.source_state(told.moves[0]) == "deleted by somebody"
+    assert not [line for line in (*told.remaining, *told.notes) if whole.source in line]
+
+
+async def test_a_source_deleted_before_it_was_protected_is_not_waited_for(whole: Story) -> None:
+    whole.after["detach"] = lambda: whole.cloud.forget(whole.source)
+    assert (await whole.engine.carry(ID)).state is State.DONE
+    said = whole.store.receipts(ID)["protect"]
+    assert said["state"] == "not there any more; somebody deleted it"
+
+
+async def test_the_only_copy_of_a_deleted_source_is_not_deleted_without_a_word(
+    whole: Story,
+) -> None:
+    whole.cloud.fail("attach")
+    await whole.stops()
+    whole.cloud.forget(whole.source)
+    with pytest.raises(NeedsConsent, match="somebody deleted the source"):
+        await whole.engine.take_back(ID)
+    assert (await whole.target()).status == "available"
+    assert (await whole.engine.take_back(ID, accept_loss=True)).state is State.ROLLED_BACK
+    assert await whole.cloud.find_volume(ID) is None
+
+
+async def server_is_deleted(one: Story) -> None:
+    one.cloud.delete_server(one.server)
+    facts = one.store.transfer(ID).plan.cloud
+    one.guest, one.method = DeletedGuest(facts.server), Mirror()
+
+
+async def test_a_server_that_was_deleted_before_the_cutover(whole: Story) -> None:
+    whole.cloud.fail("attach")
+    await whole.stops()
+    await server_is_deleted(whole)
+    await whole.stops()
+    assert (await whole.engine.take_back(ID)).state is State.ROLLED_BACK
+    assert await whole.cloud.find_volume(ID) is None
+    assert await whole.cloud.find_snapshot(ID) is None
+    assert (await whole.cloud.volume(whole.source)).status == "available"
+
+
+async def test_a_server_that_was_deleted_after_the_commit(whole: Story) -> None:
+    """There is nothing to go back in; to end it deletes neither volume."""
+    whole.cloud.fail("detach")
+    await whole.stops()
+    await server_is_deleted(whole)
+    with pytest.raises(Refused, match="no way back: somebody deleted server 'web-03'"):
+        await whole.engine.take_back(ID, accept_loss=True)
+    assert (await whole.engine.carry(ID)).state is State.DONE
+    assert "as its server was deleted" in whole.store.receipts(ID)["detach"]["state"]
+    assert (await whole.target()).status == "available"
+    assert (await whole.cloud.volume(whole.source)).read_only
+
+
+async def test_a_server_that_was_deleted_inside_the_cutover_asks_before_the_target_goes(
+    whole: Story, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The guest alone knew whether it had committed."""
+
+    async def cut(scene: object) -> Outcome:
+        raise Stop("the guest is not heard any more", data="it does it by itself")
+
+    monkeypatch.setattr(whole.guest, "cutover", cut)
+    await whole.stops()
+    await server_is_deleted(whole)
+    await whole.stops()
+    with pytest.raises(NeedsConsent, match="the deleted server alone knew"):
+        await whole.engine.take_back(ID)
+    assert (await whole.target()).status == "available"
+    assert (await whole.engine.take_back(ID, accept_loss=True)).state is State.ROLLED_BACK
+    assert await whole.cloud.find_volume(ID) is None
+
+
+async def test_a_snapshot_that_the_back_end_keeps_is_named_and_waited_for_no_longer(
+    whole: Story,
+) -> None:
+    whole.cloud.fail("delete_snapshot")
+    assert (await whole.engine.carry(ID)).state is State.DONE
+    told = report.read(whole.store, ID)
+    snapshot = await whole.cloud.find_snapshot(ID)
+    assert snapshot is not None
+    assert [line for line in told.remaining if snapshot.id in line and "volferry gc" in line]
+    assert told.snapshot_deleted is False

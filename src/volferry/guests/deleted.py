@@ -1,0 +1,52 @@
+"""The guest of a server that somebody deleted: with it went all that was ever in it."""
+
+from collections.abc import Callable
+from typing import Any
+
+from volferry.errors import Stop
+from volferry.model import Json, Receipt, Server
+
+
+class DeletedGuest:
+    """Nothing is left in it to take back, and nothing can be asked of it any more.
+
+    So that a transfer whose target was committed can be ended, and one that had not come so far be
+    taken back; any other verb of a guest raises ``Stop``.
+    """
+
+    is_there = False
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+
+    async def not_on_targets(self, scene: object) -> str:
+        del scene  # where nothing is mounted nothing is mounted wrongly
+        return ""
+
+    async def last_job(self) -> str:
+        return ""
+
+    async def mirror_status(self) -> Json:
+        return {"state": "absent", "progress": None}
+
+    async def stop_mirror(self) -> None:
+        """It ended with its server."""
+
+    async def stop_job(self) -> None:
+        """It ended with its server."""
+
+    async def uninstall(self) -> Receipt:
+        return {"removed": [], "left": []}
+
+    def __getattr__(self, verb: str) -> Callable[..., Any]:
+        async def cannot(*args: object, **named: object) -> None:
+            del args, named
+            raise Stop(
+                f"server '{self._server.name}' ({self._server.id}) was deleted: its guest cannot "
+                f"be asked to '{verb}'",
+                data="no volume was touched by this; nothing of ours is left in the guest",
+            )
+
+        if verb.startswith("_"):
+            raise AttributeError(verb)
+        return cannot
