@@ -416,12 +416,13 @@ async def test_a_wait_can_be_cancelled(world: World) -> None:
 
 async def test_attaching_twice_is_attaching_once(world: World) -> None:
     volume = await world.new_volume()
+    as_before: dict[str, Any] = {"delete_on_termination": True, "tag": "database"}
     before = await world.cloud.server_volumes(world.server_id)
-    await world.cloud.attach(world.server_id, volume.id, delete_on_termination=True)
-    await world.cloud.attach(world.server_id, volume.id, delete_on_termination=True)
+    await world.cloud.attach(world.server_id, volume.id, **as_before)
+    await world.cloud.attach(world.server_id, volume.id, **as_before)
     line = await world.cloud.wait_attached(world.server_id, volume.id, deadline_s=DEADLINE_S)
     assert line.volume_id == volume.id
-    assert line.delete_on_termination is True
+    assert (line.delete_on_termination, line.tag) == (True, "database")
     await world.cloud.attach(world.server_id, volume.id)
     after = await world.cloud.server_volumes(world.server_id)
     assert len(after) == len(before) + 1
@@ -452,6 +453,18 @@ async def test_detaching_twice_is_detaching_once(world: World) -> None:
     assert (free.status, free.attachments) == ("available", ())
     await world.cloud.detach(world.server_id, volume.id)
     assert await world.cloud.wait_detached(world.server_id, volume.id, deadline_s=DEADLINE_S)
+
+
+async def test_a_server_that_is_not_there_has_let_go_of_all(world: World) -> None:
+    volume = await world.new_volume()
+    await world.cloud.detach(ABSENT, volume.id)
+    free = await world.cloud.wait_detached(ABSENT, volume.id, deadline_s=DEADLINE_S)
+    assert (free.status, free.attachments) == ("available", ())
+    assert await world.cloud.server_if_any(ABSENT) is None
+    assert await world.cloud.volume_if_any(ABSENT) is None
+    there = await world.cloud.server_if_any(world.server_id)
+    assert there is not None and there.id == world.server_id
+    assert await world.cloud.volume_if_any(volume.id) == free
 
 
 async def test_a_guest_that_does_not_let_go_stops(world: World) -> None:

@@ -55,6 +55,8 @@ class StandIn:
         self.all_requests = 0
         self.tokens = 0
         self.refused_tokens: set[str] = set()
+        self.keystone_says: list[Reply] = []
+        """To the next ones who ask for a token, before it gives any again."""
         self._script: dict[tuple[str, str], list[Reply]] = {}
         stand_in = self
 
@@ -134,6 +136,8 @@ class StandIn:
         if path in ("/v3", "/v3/"):
             links = [{"rel": "self", "href": f"{self.url}/v3/"}]
             return Reply(body={"version": {"id": "v3.14", "status": "stable", "links": links}})
+        if path == "/v3/auth/tokens" and self.keystone_says:
+            return self.keystone_says.pop(0)
         if path == "/v3/auth/tokens":
             if not self.accepts(body["auth"]["identity"]):
                 error = {"code": 401, "message": f"no: {SECRET}", "title": "Unauthorized"}

@@ -313,6 +313,22 @@ async def test_an_expired_token_is_replaced(cloud_api: StandIn) -> None:
     await cloud.close()
 
 
+async def test_a_token_that_cannot_be_replaced_at_once_is_asked_for_again(
+    cloud_api: StandIn,
+) -> None:
+    """The request that it was for was refused as a whole; it is sent once, whatever it makes."""
+    cloud = await connect(cloud_api, Pauses())
+    snapshots = Snapshots(cloud_api)
+    accepted = Reply(202, {"snapshot": {"id": "snap-0", "status": "creating"}})
+    accepted.effect = snapshots.make
+    cloud_api.says("POST", "/volume/v3/snapshots", accepted)
+    cloud_api.refused_tokens.add("token-1")
+    cloud_api.keystone_says = [Reply(503), Reply(429), Reply(500)]
+    assert (await cloud.create_snapshot(VOLUME_ID, "s", "tr-1")).id == "snap-0"
+    assert cloud_api.keystone_says == [] and len(snapshots.made) == 1
+    await cloud.close()
+
+
 async def test_a_busy_server_is_asked_again_and_a_locked_one_is_not(cloud_api: StandIn) -> None:
     pauses = Pauses()
     cloud = await connect(cloud_api, pauses)

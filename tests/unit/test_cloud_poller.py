@@ -4,9 +4,9 @@ from collections.abc import Iterable, Iterator
 
 import pytest
 
-from volferry.cloud.poller import LONGEST_S, Waits
+from volferry.cloud.poller import LONGEST_S, SUSPECT_S, Waits
 from volferry.errors import Doubt, NotFound, Retry, Stop
-from volferry.model import Attachment, Progress, ServerVolume, Snapshot, Volume
+from volferry.model import Attachment, Progress, Server, ServerVolume, Snapshot, Volume
 
 SERVER = "server-1"
 
@@ -31,6 +31,9 @@ class Scripted(Waits):
         return Snapshot(
             id=seen.id, name="", volume_id="v", size_gib=10, status=seen.status, progress="37%"
         )
+
+    async def server(self, server_id: str) -> Server:
+        raise NotFound(f"cannot read servers/{server_id}")
 
     async def server_volumes(self, server_id: str) -> tuple[ServerVolume, ...]:
         return (ServerVolume(volume_id="v"),) if self.lines else ()
@@ -177,3 +180,14 @@ async def test_an_explanation_that_cannot_be_had_does_not_hide_the_failure() -> 
     with pytest.raises(Stop) as stop:
         await Mute([volume("error")]).wait_volume("v", deadline_s=100)
     assert "'error'" in stop.value.what
+
+
+async def test_what_stays_unknown_is_believed_to_be_deleted() -> None:
+    """And nothing else: a replica that lags shows what was before a volume was made."""
+    gone = NotFound("cannot read volumes/v")
+    cloud = Scripted([gone, gone, volume("available")])
+    assert await cloud.volume_if_any("v") == volume("available")
+    cloud = Scripted([gone])
+    assert await cloud.volume_if_any("v") is None
+    assert cloud.clock >= SUSPECT_S
+    assert await cloud.server_if_any("s") is None

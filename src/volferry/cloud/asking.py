@@ -15,7 +15,6 @@ from volferry.cloud.retries import (
     Budget,
     Patience,
     Unanswered,
-    Unsent,
     judge,
     rate_limited,
 )
@@ -173,12 +172,12 @@ class Asking:
             wait_s = None
             try:
                 answer = await self._answer(service, method, path, params, body)
-            except Unsent as never:
-                problem: Retry = never
             except Unanswered as lost:
                 if not again:
                     raise
-                problem = lost
+                problem: Retry = lost
+            except Retry as never:  # it cannot be sent: nobody there, or no token from Keystone
+                problem = never
             else:
                 verdict = judge(answer)
                 if verdict == "ok":

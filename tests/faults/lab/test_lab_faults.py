@@ -119,6 +119,24 @@ def test_ssh_is_cut_for_good_in_the_middle_of_the_cutover(scene: Scene) -> None:
     scene.check_done()
 
 
+@methods()
+@pytest.mark.parametrize("step", ["attach", "sync", "detach"])
+def test_ssh_is_cut_for_good_outside_the_cutover(scene: Scene, step: str) -> None:
+    """It is waited for as long as --retry-timeout says; then the transfer stands, and goes on."""
+    limits = ("--connect-timeout", "20s", "--answer-timeout", "60s", "--retry-timeout", "10s")
+    running = scene.begin("--type", "cbs-standard", *limits)
+    scene.when(running, step)
+    scene.relay.cut()
+    assert running.wait(600) == 1, scene.volferry.log.read_text()
+    told = scene.volferry.log.read_text()
+    assert re.search(r"\(--(retry|answer|connect)-timeout\)", told.rpartition("error: ")[2]), told
+    assert f"volferry resume {scene.volferry.transfer()}" in told
+    scene.until(scene.is_active, "the service runs")
+    scene.relay.heal()
+    scene.resume_to_the_end()
+    scene.check_done()
+
+
 # ---- the guest is reset --------------------------------------------------------------------------
 
 SLOW_UDEV = "/etc/udev/rules.d/01-slow.rules"
@@ -185,6 +203,17 @@ def test_a_hard_reset_between_the_commit_and_the_mount(scene: Scene, slow_udev: 
 
 
 @methods()
+def test_a_reboot_between_the_commit_and_the_mount(scene: Scene, slow_udev: None) -> None:
+    """The agent is told to end by a boot that goes down in order, with nothing mounted."""
+    running = scene.begin("--type", "cbs-standard")
+    scene.when_phase("committed")
+    scene.reboot()
+    running.wait(600)
+    scene.resume_to_the_end()
+    assert scene.check_done() != scene.guest.volume_id
+
+
+@methods()
 @pytest.mark.parametrize("step", ["attach", "sync", "detach"])
 def test_a_hard_reset_outside_the_cutover(scene: Scene, step: str) -> None:
     running = scene.begin("--type", "cbs-standard")
@@ -245,6 +274,90 @@ def test_the_target_is_detached_by_somebody_else_in_the_middle_of_the_sync(scene
     scene.check(scene.guest.volume_id)
     scene.volferry("rollback", transfer)
     scene.check_rolled_back(transfer)
+
+
+@methods()
+def test_the_source_is_deleted_by_somebody_else_after_the_commit(scene: Scene) -> None:
+    """There is no way back then, and the way to the end does not ask for what is not there."""
+    source = scene.guest.volume_id
+    # A blank target: Cinder deletes no volume that has a snapshot.
+    scene.volferry(*scene.words("--type", "cbs-standard", "--seed", "blank", "--hold"))
+    transfer = scene.volferry.transfer()
+    scene.lab.detach(scene.guest.name, source)
+    scene.lab.delete_volume(source)
+    refused = scene.volferry("rollback", transfer, "--accept-loss", code=1)
+    assert "there is no way back: somebody deleted source" in refused.stderr
+    assert f"volferry finish {transfer}" in refused.stderr
+    told = scene.volferry("finish", transfer)
+    assert "somebody deleted it" in told.stderr
+    scene.check_done()
+    assert source not in "".join(scene.volferry.data("report", transfer)["remaining"])
+
+
+@methods()
+@pytest.mark.parametrize("when", ["before the cutover", "after the commit"])
+def test_the_server_is_deleted_by_somebody_else(scene: Scene, when: str) -> None:
+    """With what was in its guest. Of the volumes each transfer says which one is the live one."""
+    source, early = scene.guest.volume_id, when == "before the cutover"
+    if early:
+        running = scene.begin("--type", "cbs-standard", "--cutover", "manual")
+        scene.when(running, "cutover")
+        running.kill()
+        running.wait(30)
+    else:
+        scene.volferry(*scene.words("--type", "cbs-standard", "--hold"))
+    transfer = scene.volferry.transfer()
+    [target] = scene.of_transfer(transfer, "volumes")
+    scene.lab.delete_server(scene.guest.name)
+    if early:
+        told = scene.volferry("resume", transfer, code=1)
+        assert "was deleted" in told.stderr and f"volferry rollback {transfer}" in told.stderr
+        scene.volferry("rollback", transfer)
+        assert scene.of_transfer(transfer) == []
+        assert scene.lab.volume(source)["status"] == "available"
+        return
+    refused = scene.volferry("rollback", transfer, "--accept-loss", code=1)
+    assert "there is no way back: somebody deleted server" in refused.stderr
+    scene.volferry("finish", transfer)
+    assert scene.of_transfer(transfer) == [target]
+    assert scene.lab.volume(target)["status"] == "available"
+    assert scene.lab.volume(source)["metadata"]["readonly"] == "True"
+
+
+@methods("mirror")
+def test_what_a_transfer_left_is_found_and_removed_by_gc(scene: Scene) -> None:
+    """In the cloud and in the guest, and nothing else: what only looks like it stays."""
+    kept, state = "/var/tmp/kept-state", "/var/lib/volferry"
+    scene.volferry(*scene.words("--type", "cbs-standard", "--hold"))
+    transfer = scene.volferry.transfer()
+    scene.guest.sh(f"cp -a {state} {kept}")
+    scene.lab.knobs.set("delete_snapshot", fail=1)
+    told = scene.volferry("finish", transfer)
+    [snapshot] = scene.of_transfer(transfer, "snapshots")
+    assert snapshot in told.stdout and "volferry gc tries again" in told.stdout
+    assert scene.guest.leftovers() == "", "the agent goes first"
+    # As an operator would; a member may delete what is in `error` only.
+    reset = {"os-reset_status": {"status": "error"}}
+    scene.lab.admin.post("block-storage", f"/snapshots/{snapshot}/action", reset)
+    scene.guest.sh(f"mv {kept} {state}; cp -a {state}/{transfer} {state}/tr-of-somebody-else")
+    decoy = scene.lab.member.post(
+        "block-storage",
+        "/volumes",
+        {"volume": {"size": 1, "name": "decoy", "metadata": {"volferry:transfer": transfer}}},
+    )["volume"]["id"]
+    try:
+        listed = {one["id"]: one["verdict"] for one in scene.volferry.data("gc")}
+        assert (listed[snapshot], listed[decoy]) == ("garbage", "mark only")
+        assert listed[f"{state}/{transfer}"] == "garbage"
+        assert listed[f"{state}/tr-of-somebody-else"] == "mark only"
+        scene.volferry("gc", "--yes")
+        assert scene.of_transfer(transfer, "snapshots") == []
+        assert scene.guest.sh(f"ls {state}").split() == ["tr-of-somebody-else"]
+        assert scene.lab.volume(decoy)["name"] == "decoy"
+    finally:
+        scene.guest.sh(f"rm -rf {state}")
+        scene.lab.delete_volume(decoy)
+    scene.check(scene.volferry.report()["moves"][0]["target"]["id"])
 
 
 # ---- units and clocks ----------------------------------------------------------------------------
