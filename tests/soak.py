@@ -38,7 +38,7 @@ LAYOUTS = (
 OF_THE_CLOUD = [name for name, fault in FAULTS.items() if fault.what != "silence"]
 OF_THE_REST = (
     "none", "controller killed", "guest reset", "guest rebooted", "ssh cut", "agent killed",
-    "clock set", "service dies on the target", "rolled back",
+    "clock set", "service dies on the target", "rolled back", "target detached", "standby",
 )  # fmt: skip
 METHODS = ("rsync", "mirror")
 ONE_IN = 25
@@ -81,6 +81,8 @@ class Soak:
                     self.one(scene, stack, fstype)
                 except Exception:  # noqa: BLE001 - told with all there is, and the soak goes on
                     self.wrong += 1
+                    with contextlib.suppress(Exception):  # the guest may not answer any more
+                        self.lost += len(scene.lost())
                     said = scene.volferry.log.read_text() if scene.volferry.log.exists() else ""
                     say(f"{traceback.format_exc()}\n{said}")
                     break
@@ -95,11 +97,15 @@ class Soak:
         fault, method = self.random.choice(OF_THE_REST), self.random.choice(METHODS)
         if stack != "bare":  # rsync moves bare filesystems only
             method = "mirror"
+        if fault == "standby":  # the source of a stack is detached, and cannot be one
+            fault, method = ("none", method) if stack != "bare" else (fault, "mirror")
         scene.method = method
         at_s = self.random.uniform(3, 50)
         more = ["--type", self.random.choice(TYPES)]
         if self.random.random() < 0.3:
             more += ["--seed", "blank"]
+        if fault == "standby":
+            more += ["--keep-standby"]
         drawn = f"{stack} {fstype}, {method}, {' '.join(more)}, {fault} at {at_s:.0f} s"
         say(f"transfer {self.transfers + 1}: {drawn}")
         scene.proxy.chance = self.of_the_cloud(random.Random(self.random.random()))
@@ -114,7 +120,9 @@ class Soak:
                 break
             scene.begin(*more).wait(PATIENT_S)
         assert scene.volferry.stands(), "it was refused five times"
-        if not rolled_back:
+        if fault == "standby":
+            rolled_back = self.end_of_a_standby(scene)
+        elif not rolled_back:
             scene.resume_to_the_end(tries=6)
         scene.proxy.chance = lambda method, path: ""
         scene.until(scene.is_active, "the service is back")
@@ -134,9 +142,11 @@ class Soak:
 
     def of_the_cloud(self, draw: random.Random):  # type: ignore[no-untyped-def]
         def chance(method: str, path: str) -> str:
-            if draw.randrange(ONE_IN) or "/auth/" in path:
+            if draw.randrange(ONE_IN):
                 return ""
-            return draw.choice(OF_THE_CLOUD)
+            # Keystone's 401 is its word about the credentials, which a person has to mend.
+            kinds = [one for one in OF_THE_CLOUD if "token" not in one or "/auth/" not in path]
+            return draw.choice(kinds)
 
         return chance
 
@@ -169,12 +179,17 @@ class Soak:
                 "for f in /var/lib/volferry/*/worker.json; do python3 -c 'import json, os, sys; "
                 'os.kill(json.load(open(sys.argv[1]))["pid"], 9)\' "$f"; done 2>/dev/null'
             )
-        elif fault == "rolled back":
+        elif fault in ("rolled back", "target detached"):
             running.send_signal(signal.SIGINT)
             running.wait(600)
             transfer = scene.volferry.stands()
             if transfer is None or transfer.state is State.DONE:
                 return False
+            # Later the service may be on its way to it, by the guest alone.
+            if fault == "target detached" and transfer.step in ("attach", "prepare", "sync"):
+                for target in scene.of_transfer(transfer.id, "volumes"):
+                    if self.lab.volume(target)["attachments"]:
+                        self.lab.detach(SERVER, target)
             for _ in range(5):
                 told = scene.volferry("rollback", transfer.id, code=None)
                 if told.returncode == 3:  # it is past its cutover: going back would lose writes
@@ -182,6 +197,15 @@ class Soak:
                 if told.returncode == 0:
                     return True
         return False
+
+    def end_of_a_standby(self, scene: Scene) -> bool:
+        """Back, which loses nothing, or to its end. Returns whether it was rolled back."""
+        transfer = scene.volferry.transfer()
+        back = self.random.random() < 0.5
+        for words in (("resume", transfer), ("rollback" if back else "finish", transfer)):
+            ended = (scene.volferry(*words, code=None).returncode for _ in range(6))
+            assert 0 in ended, f"{words[0]} failed six times"
+        return back
 
     def clear_away(self, scene: Scene, stack: str) -> None:
         """What stands in the way of the next volume; a server that is not clean is made anew."""
