@@ -41,6 +41,7 @@ class TinyCloud(StandIn):
         self.volumes: dict[str, dict[str, Any]] = {}
         self.snapshots: dict[str, dict[str, Any]] = {}
         self.plugged = ["root", SOURCE]
+        self.server_is_gone = False
         self.held = ""
         """``POST /path``: such a request is not answered before ``release``."""
         self.reached, self.release = threading.Event(), threading.Event()
@@ -54,6 +55,10 @@ class TinyCloud(StandIn):
             "metadata": {}, "bootable": "false", "attachments": [], **more,
         }  # fmt: skip
 
+    def delete_server(self) -> None:
+        """As if somebody had; what was plugged into it is free."""
+        self.plugged, self.server_is_gone = [], True
+
     def accepts(self, identity: Any) -> bool:
         return bool(self.secrets) and any(s in json.dumps(identity) for s in self.secrets)
 
@@ -65,7 +70,8 @@ class TinyCloud(StandIn):
         if self.held and re.fullmatch(self.held, f"{method} {path}"):
             self.reached.set()
             self.release.wait(60)
-        for pattern, answer in self._routes:
+        gone = self.server_is_gone and f"/servers/{SERVER}" in path
+        for pattern, answer in () if gone else self._routes:
             match = re.fullmatch(pattern, f"{method} {path}")
             if match:
                 return answer(self, match, body)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from command_world import SOURCE, TARGET, Command, interrupt, wait_until
+from command_world import SNAPSHOT, SOURCE, TARGET, Command, interrupt, wait_until
 
 from volferry.store import Store
 
@@ -127,6 +127,36 @@ def test_ctrl_c_while_planning_does_not_wait_for_the_cloud(command: Command) -> 
     assert took_s <= LIMIT_S and process.returncode == 130
     assert said.splitlines()[-2:] == ["error: interrupted", "  nothing was changed"]
     assert not os.path.exists(command.state / "transfers")
+
+
+def test_ctrl_c_while_gc_removes_leaves_the_rest_to_the_next(command: Command) -> None:
+    command(*command.words("--seed", "snapshot"))
+    kept = {"id": SNAPSHOT, "name": "left", "volume_id": SOURCE, "size": 1, "status": "available"}
+    mark = {"volferry:transfer": command.transfer()}
+    command.cloud.snapshots[SNAPSHOT] = {**kept, "metadata": mark}
+    command.cloud.held = r"DELETE /volume/v3/snapshots/.*"
+    process = command.start("gc", "--yes")
+    wait_until(command.cloud.reached.is_set)
+    took_s, said = interrupt(process)
+    assert took_s <= LIMIT_S, said
+    heal(command)
+    command("gc", "--yes")
+    assert not command.cloud.snapshots
+
+
+def test_a_server_that_somebody_deleted_is_believed_and_the_transfer_taken_back(
+    command: Command,
+) -> None:
+    hang(command, "pass")
+    process = command.start(*command.words())
+    wait_until(lambda: command.state.exists() and reached(command, "sync"))
+    interrupt(process)
+    heal(command)
+    command.cloud.delete_server()
+    id = command.transfer()
+    assert "was deleted: its guest cannot be asked for" in command("resume", id, code=1).stderr
+    command("rollback", id)
+    assert set(command.cloud.volumes) == {SOURCE} and not command.cloud.snapshots
 
 
 def test_a_connection_does_not_outlive_a_killed_command(command: Command) -> None:

@@ -1,7 +1,6 @@
 """The guest of a server that somebody deleted: with it went all that was ever in it."""
 
-from collections.abc import Callable
-from typing import Any
+from typing import NoReturn
 
 from volferry.errors import Stop
 from volferry.model import Json, Receipt, Server
@@ -38,15 +37,11 @@ class DeletedGuest:
     async def uninstall(self) -> Receipt:
         return {"removed": [], "left": []}
 
-    def __getattr__(self, verb: str) -> Callable[..., Any]:
-        async def cannot(*args: object, **named: object) -> None:
-            del args, named
-            raise Stop(
-                f"server '{self._server.name}' ({self._server.id}) was deleted: its guest cannot "
-                f"be asked to '{verb}'",
-                data="no volume was touched by this; nothing of ours is left in the guest",
-            )
-
+    def __getattr__(self, verb: str) -> NoReturn:
         if verb.startswith("_"):
             raise AttributeError(verb)
-        return cannot
+        raise Stop(
+            f"server '{self._server.name}' ({self._server.id}) was deleted: its guest cannot be "
+            f"asked for '{verb}'",
+            data="no volume was touched by this; nothing of ours is left in the guest",
+        )
