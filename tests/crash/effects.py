@@ -17,7 +17,7 @@ EFFECTS = {
     "cutover": ["start cutover"],
     "detach": ["detach"],
     "protect": ["set_read_only"],
-    "tidy": ["delete_snapshot", "uninstall"],
+    "tidy": ["uninstall", "delete_snapshot"],
 }
 MIRROR = {"prepare": ["tell pairs"], "sync": [], "detach": ["stop", "detach"]}
 
