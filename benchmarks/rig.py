@@ -19,7 +19,19 @@ from mirror_world import why_no_mirror  # type: ignore[import-not-found] # noqa:
 
 Json = dict[str, Any]
 
-__all__ = ["MIB", "Disks", "Guest", "Json", "Mirror", "Volume", "dd", "rig", "say", "shell"]
+__all__ = [
+    "MIB",
+    "Disks",
+    "Guest",
+    "Json",
+    "Limit",
+    "Mirror",
+    "Volume",
+    "dd",
+    "rig",
+    "say",
+    "shell",
+]
 
 
 @contextlib.contextmanager
@@ -107,6 +119,35 @@ def dd(source: str, target: str, count_mib: int, block: int = MIB) -> float:
         stderr=subprocess.DEVNULL,
     )
     return time.monotonic() - began
+
+
+class Limit:
+    """So much may be read from and written to each disk that is added, as clouds limit a volume.
+
+    By blk-throttle (cgroup v1, blkio), for this process and all that it starts from here on.
+    """
+
+    group = Path("/sys/fs/cgroup/blkio") / f"volferry-bench-{os.getpid()}"
+
+    def __init__(self, bytes_s: int) -> None:
+        self.bytes_s = bytes_s
+
+    def __enter__(self) -> "Limit":
+        self.group.mkdir()
+        (self.group / "cgroup.procs").write_text(str(os.getpid()))
+        return self
+
+    def add(self, device: str) -> None:
+        number = Path(f"/sys/class/block/{Path(device).name}/dev").read_text().strip()
+        for verb in ("read", "write"):
+            limit = self.group / f"blkio.throttle.{verb}_bps_device"
+            limit.write_text(f"{number} {self.bytes_s}")
+
+    def __exit__(self, *exc: object) -> None:
+        for pid in (self.group / "cgroup.procs").read_text().split():
+            with contextlib.suppress(ProcessLookupError):
+                (self.group.parent / "cgroup.procs").write_text(pid)
+        self.group.rmdir()
 
 
 def say(text: str) -> None:
