@@ -126,7 +126,6 @@ class Soak:
             scene.resume_to_the_end(tries=6)
         scene.proxy.chance = lambda method, path: ""
         scene.until(scene.is_active, "the service is back")
-        self.lost += len(scene.lost())
         if rolled_back:
             transfer = scene.volferry.stands()
             assert transfer is not None
@@ -136,6 +135,7 @@ class Soak:
             scene.guest.volume_id = target
             self.lab.change_volume(source, "os-update_readonly_flag", readonly=False)
             self.lab.delete_volume(source)
+        self.lost += len(scene.lost())
         self.transfers += 1
         say(f"  {'rolled back' if rolled_back else 'done'} in {time.monotonic() - began:.0f} s, "
             f"lost {self.lost}")  # fmt: skip
@@ -154,7 +154,7 @@ class Soak:
         """Let the fault happen. Returns whether the transfer was rolled back."""
         if running.poll() is not None:
             return False  # it was faster
-        if fault != "none":
+        if fault not in ("none", "standby", "target detached"):
             self.faults[fault] += 1
         if fault == "controller killed":
             running.kill()
@@ -190,6 +190,7 @@ class Soak:
                 for target in scene.of_transfer(transfer.id, "volumes"):
                     if self.lab.volume(target)["attachments"]:
                         self.lab.detach(SERVER, target)
+                        self.faults[fault] += 1
             for _ in range(5):
                 told = scene.volferry("rollback", transfer.id, code=None)
                 if told.returncode == 3:  # it is past its cutover: going back would lose writes
@@ -205,6 +206,7 @@ class Soak:
         for words in (("resume", transfer), ("rollback" if back else "finish", transfer)):
             ended = (scene.volferry(*words, code=None).returncode for _ in range(6))
             assert 0 in ended, f"{words[0]} failed six times"
+        self.faults["standby gone back to" if back else "standby finished"] += 1
         return back
 
     def clear_away(self, scene: Scene, stack: str) -> None:

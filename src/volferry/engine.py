@@ -151,25 +151,29 @@ class Engine:
 
         Raises ``NeedsConsent`` before anything is undone when undoing would lose data and
         ``accept_loss`` was not said. One that was cut short is finished by saying it again, and
-        until then the transfer does not go forward.
+        until then the transfer does not go forward; unless there is no way back any more.
         """
         with self.store.hold(id), _alone(id):
             transfer = self.store.transfer(id)
             if transfer.state is State.ROLLED_BACK:
                 return transfer
             begun = transfer.state is State.ROLLING_BACK
-            consent = accept_loss or begun  # it begins only when consent is there
             self._forget_old_requests(id, "stop", "rollback")
             before = transfer.state if transfer.state is not State.RUNNING else State.STOPPED
             async with self._failing_into(id, before) as fails:
                 self._check_journal(id)
                 async with self._context(transfer) as ctx:
-                    if not begun:
-                        await self._ask(ctx, consent)
+                    try:
+                        accepted = await self._ask(ctx, accept_loss)
+                    except errors.Refused:
+                        # Somebody took the way back from one that was on it: all before the step
+                        # that says so stands, and all behind it is done again.
+                        fails.state = State.STOPPED if begun else fails.state
+                        raise
                     fails.state = State.ROLLING_BACK
                     self.store.set_state(id, State.ROLLING_BACK)
                     names = list(reversed(self._steps))
-                    await self._durably(id, "rollback", names, self._backward(ctx, consent))
+                    await self._durably(id, "rollback", names, self._backward(ctx, accepted))
                     ctx.step = ""
                     self.store.set_state(id, State.ROLLED_BACK, step="")
                     await ctx.tell("rolled back")
@@ -216,14 +220,14 @@ class Engine:
 
         return _Work(one, stands)
 
-    def _backward(self, ctx: Context, consent: bool) -> "_Work":
+    def _backward(self, ctx: Context, accepted: set[Undo]) -> "_Work":
         async def one(name: str) -> Json:
             step, id = self._enter(ctx, name), ctx.transfer_id
             receipt = await self._left(ctx, step)
             if receipt is not None:
                 ctx.check_stop()
-                if not consent:
-                    _need_consent(ctx, step, await self._costs(ctx, step, receipt))
+                # Asked again: what it costs may have become another thing meanwhile.
+                _need_consent(ctx, {await self._costs(ctx, step, receipt)} - accepted)
                 self.store.set_state(id, State.ROLLING_BACK, step=name)
                 there = receipt
                 await self._patiently(ctx, lambda: step.undo(ctx, there))
@@ -252,20 +256,27 @@ class Engine:
     async def _costs(self, ctx: Context, step: Step, receipt: Receipt) -> Undo:
         return await self._patiently(ctx, lambda: step.costs(ctx, receipt))
 
-    async def _ask(self, ctx: Context, consent: bool) -> None:
-        """Look for what undoing would cost, and whether there is a way at all, before it begins.
+    async def _ask(self, ctx: Context, accept_loss: bool) -> set[Undo]:
+        """Look for what undoing would cost, and whether there is a way at all; what is accepted.
 
-        That there is none is said before anybody is asked for a word that would not help.
+        That there is none is said before anybody is asked for a word that would not help. A word
+        holds for what it was given for, and is remembered: a later cost is asked for anew.
         """
-        asked = []
+        costs = {Undo.FREE}
         for name in reversed(self._steps):
             step = self._enter(ctx, name)
             receipt = await self._left(ctx, step)
             if receipt is not None:
-                asked.append((step, await self._costs(ctx, step, receipt)))
+                costs.add(await self._costs(ctx, step, receipt))
         ctx.step = ""
-        for step, cost in () if consent else asked:
-            _need_consent(ctx, step, cost)
+        told = [e.facts["costs"] for e in ctx.line.events() if e.kind == "accepted"]
+        accepted = {Undo.FREE, *(Undo[name] for names in told for name in names)}
+        if costs <= accepted:
+            return accepted
+        if not accept_loss:
+            _need_consent(ctx, costs - accepted)
+        await ctx.tell("accepted", costs=sorted(cost.name for cost in costs - {Undo.FREE}))
+        return accepted | costs
 
     async def _patiently(self, ctx: Context, attempt: Callable[[], Awaitable[T]]) -> T:
         patience = self._given or Patience(budget_s=ctx.plan.wanted.timeouts.retry_s)
@@ -348,7 +359,7 @@ class Engine:
         error.data = error.data or "the transfer stands still where it is; what was done is kept"
         asks = isinstance(error, errors.NeedsConsent)
         if not asks and not any(
-            f"volferry {verb}" in error.hint for verb in ("resume", "rollback")
+            f"volferry {verb}" in error.hint for verb in ("resume", "rollback", "finish")
         ):
             ways = [f"volferry rollback {id}   takes back what was done"]
             if not back:
@@ -620,11 +631,13 @@ def _parts(error: errors.VolferryError) -> Json:
     }
 
 
-def _need_consent(ctx: Context, step: Step, cost: Undo) -> None:
-    if cost is not Undo.FREE:
+def _need_consent(ctx: Context, costs: set[Undo]) -> None:
+    if costs:
+        what = "; ".join(cost.value for cost in Undo if cost in costs)
+        where = f"'{ctx.step}'" if ctx.step else "this transfer"
         raise errors.NeedsConsent(
-            f"taking back '{step.name}' needs your word: {cost.value}",
-            data="nothing was taken back",
+            f"taking back {where} needs your word: {what}",
+            data=f"nothing of {where} was taken back",
             hint=f"volferry rollback {ctx.transfer_id} --accept-loss",
         )
 

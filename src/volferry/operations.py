@@ -185,8 +185,15 @@ async def _surroundings(transfer: Transfer) -> AsyncIterator[Context]:
     wanted, facts = transfer.plan.wanted, transfer.plan.cloud
     async with AsyncExitStack() as opened:
         cloud = await opened.enter_async_context(connected(wanted))
+        if (facts.project_id, facts.region) != cloud.home:
+            raise _elsewhere(
+                (facts.project_id, facts.region),
+                cloud.home,
+                "the transfer was",
+                "let OS_CLOUD, the OS_* variables and clouds.yaml name its project and region",
+            )
         server = await cloud.server_if_any(facts.server.id)
-        guest: LinuxGuest | DeletedGuest = DeletedGuest(facts.server)
+        guest: LinuxGuest | DeletedGuest = DeletedGuest(facts.server, transfer.id)
         if server is not None:
             way_in = await opened.enter_async_context(await channel(wanted, server))
             guest = LinuxGuest(way_in, transfer.id, wanted.timeouts)
@@ -390,7 +397,12 @@ async def leftovers(
         try:
             async with connected(place) as cloud:
                 if home not in (None, cloud.home):
-                    raise _elsewhere(home, cloud.home)
+                    raise _elsewhere(
+                        home,
+                        cloud.home,
+                        "the journal's transfers were",
+                        "volferry gc --os-cloud NAME --os-region-name REGION   looks where you say",
+                    )
                 volumes, snapshots = await cloud.volumes(), await cloud.snapshots()
                 found = list(leftovers_of.in_cloud(name, volumes, snapshots, histories))
                 for wishes, server in _guests(histories, cloud.home):
@@ -407,13 +419,13 @@ async def leftovers(
     return Litter(tuple(shown), tuple(unseen))
 
 
-def _elsewhere(home: Home, now: Home) -> Doubt:
+def _elsewhere(home: Home, now: Home, what: str, hint: str) -> Doubt:
     (project, region), (project_now, region_now) = home, now
     return Doubt(
-        f"it is project {project_now} in region {region_now} now; the journal's transfers were in "
-        f"project {project}, region {region}",
-        data="nothing was looked for",
-        hint="volferry gc --os-cloud NAME --os-region-name REGION   looks where you say",
+        f"it is project {project_now} in region {region_now} now; {what} in project {project}, "
+        f"region {region}",
+        data="nothing was looked for, and nothing changed",
+        hint=hint,
     )
 
 

@@ -598,8 +598,10 @@ def _open_file(path: Path) -> sa.Engine:
 
     @sa.event.listens_for(db, "handle_error")
     def _say(context: sa.ExceptionContext) -> Exception | None:
-        if isinstance(context.sqlalchemy_exception, sa.exc.OperationalError):
-            return unusable(context.original_exception)
+        fault = context.original_exception
+        # SQLITE_ERROR is what we asked for wrongly; all others are about the file.
+        if isinstance(fault, sqlite3.OperationalError):
+            return unusable(fault) if fault.sqlite_errorcode != sqlite3.SQLITE_ERROR else None
         return None
 
     return db

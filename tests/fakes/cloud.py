@@ -261,6 +261,10 @@ class FakeCloud(Waits):
             quota_error=self.quota_error,
         )
 
+    async def servers(self) -> tuple[Server, ...]:
+        await self._request()
+        return tuple(self._servers.values())
+
     async def volumes(self) -> tuple[Volume, ...]:
         await self._request()
         return tuple(self._volumes.values())

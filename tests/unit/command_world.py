@@ -85,8 +85,8 @@ class TinyCloud(StandIn):
         return Reply(body={"server": server} if match else {})
 
     def _servers(self, match: Any, body: Any) -> Reply:
-        found = self._one_server(match, body).body["server"]
-        return Reply(body={"servers": [found]})
+        found = [] if self.server_is_gone else [self._one_server(match, body).body["server"]]
+        return Reply(body={"servers": found})
 
     def _lines(self, match: Any, body: Any) -> Reply:
         lines = [

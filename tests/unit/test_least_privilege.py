@@ -45,6 +45,7 @@ async def use_everything(cloud: Cloud, api: TinyCloud) -> set[str]:
     await verb("facts")("web-03", ["data"])
     await cloud.facts(SERVER, [SOURCE])
     await verb("server")(SERVER)
+    await verb("servers")()
     await verb("server_if_any")(SERVER)
     await verb("volume_if_any")(SOURCE)
     await verb("server_volumes")(SERVER)

@@ -33,7 +33,8 @@ EXAMPLES = (
     "Options",
     "--accept-loss",
     is_flag=True,
-    help="Consent to losing what the service wrote since the cutover.",
+    help="Consent to losing what the question names: what the service wrote since the cutover, or"
+    " the only copy of a source that somebody deleted.",
 )
 @deadline_options("as before")
 @grouped(

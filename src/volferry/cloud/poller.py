@@ -29,6 +29,7 @@ attachments one after the other."""
 _IN_MIGRATION = ("starting", "migrating", "completing")
 
 T = TypeVar("T")
+Found = TypeVar("Found", Volume, Server)
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,12 @@ class Waits(ABC):
     async def server(self, server_id: str) -> Server: ...
 
     @abstractmethod
+    async def volumes(self) -> tuple[Volume, ...]: ...
+
+    @abstractmethod
+    async def servers(self) -> tuple[Server, ...]: ...
+
+    @abstractmethod
     async def server_volumes(self, server_id: str) -> tuple[ServerVolume, ...]: ...
 
     @abstractmethod
@@ -102,21 +109,28 @@ class Waits(ABC):
 
     async def volume_if_any(self, volume_id: str) -> Volume | None:
         """See ``CloudVerbs.volume_if_any``."""
-        return await self._if_any(lambda: self.volume(volume_id))
+        return await self._if_any(volume_id, self.volume, self.volumes)
 
     async def server_if_any(self, server_id: str) -> Server | None:
         """See ``CloudVerbs.server_if_any``."""
-        return await self._if_any(lambda: self.server(server_id))
+        return await self._if_any(server_id, self.server, self.servers)
 
-    async def _if_any(self, look: Callable[[], Awaitable[T]]) -> T | None:
+    async def _if_any(
+        self,
+        id: str,
+        look: Callable[[str], Awaitable[Found]],
+        every: Callable[[], Awaitable[tuple[Found, ...]]],
+    ) -> Found | None:
         began = self._now()
         while True:
             try:
-                return await look()
+                return await look(id)
             except NotFound:
-                if self._now() - began >= SUSPECT_S:
-                    return None
-                await self._sleep(SUSPECT_EVERY_S)
+                if self._now() - began < SUSPECT_S:
+                    await self._sleep(SUSPECT_EVERY_S)
+                    continue
+            # A load balancer without a way to the service says 404 as well, but has no list.
+            return next((one for one in await every() if one.id == id), None)
 
     # ---- the waiting verbs -------------------------------------------------------------------
 

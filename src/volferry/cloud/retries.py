@@ -115,7 +115,8 @@ class Budget:
             # Never before the time that the service asked for; jitter comes on top.
             wait_s = retry_after_s + wait_s * 0.2
         if self.patience.now() + wait_s > self.ends_at:
-            error.what += f"; asked for {self.patience.budget_s:g} s (--answer-timeout)"
+            if "(--answer-timeout)" not in error.what:
+                error.what += f"; asked for {self.patience.budget_s:g} s (--answer-timeout)"
             raise error
         self.next_s = min(self.next_s * 2, self.patience.longest_s)
         self.spent += 1

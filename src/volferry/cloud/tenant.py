@@ -137,6 +137,9 @@ class Cloud(Waits):
             quota_error=quota_error,
         )
 
+    async def servers(self) -> tuple[Server, ...]:
+        return tuple(map(nouns.server, await self._ask.list("compute", "/servers/detail")))
+
     async def volumes(self) -> tuple[Volume, ...]:
         found = await self._ask.list("block-storage", "/volumes/detail")
         return tuple(map(nouns.volume, found))
@@ -288,7 +291,9 @@ class Cloud(Waits):
             try:
                 lines = await self.server_volumes(server_id)
             except NotFound:
-                return True  # the server was deleted, and let go of all that it had
+                if await self.server_if_any(server_id) is None:
+                    return True  # it was deleted, and let go of all that it had
+                lines = await self.server_volumes(server_id)
             return None if any(v.volume_id == volume_id for v in lines) else True
 
         await self._ask.delete(

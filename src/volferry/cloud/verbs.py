@@ -62,11 +62,14 @@ class CloudVerbs(Protocol):
 
     async def volume_if_any(self, volume_id: str) -> Volume | None:
         """The volume; None when it was deleted. That is believed of one that stays unknown for
-        ``poller.SUSPECT_S``.
+        ``poller.SUSPECT_S`` and is not in the list of all.
         """
 
     async def server_if_any(self, server_id: str) -> Server | None:
         """The server; None when it was deleted, as for ``volume_if_any``."""
+
+    async def servers(self) -> tuple[Server, ...]:
+        """All servers of the project."""
 
     async def volumes(self) -> tuple[Volume, ...]:
         """All volumes of the project."""

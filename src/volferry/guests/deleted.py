@@ -15,8 +15,8 @@ class DeletedGuest:
 
     is_there = False
 
-    def __init__(self, server: Server) -> None:
-        self._server = server
+    def __init__(self, server: Server, transfer_id: str) -> None:
+        self._server, self._transfer = server, transfer_id
 
     async def not_on_targets(self, scene: object) -> str:
         del scene  # where nothing is mounted nothing is mounted wrongly
@@ -44,4 +44,5 @@ class DeletedGuest:
             f"server '{self._server.name}' ({self._server.id}) was deleted: its guest cannot be "
             f"asked for '{verb}'",
             data="no volume was touched by this; nothing of ours is left in the guest",
+            hint=f"volferry rollback {self._transfer}   removes what was made",
         )

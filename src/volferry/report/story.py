@@ -399,6 +399,10 @@ def _remaining(transfer: Transfer, receipts: dict[str, Receipt]) -> tuple[str, .
     if transfer.state is not State.DONE:
         return ("the transfer is still under way",)
     todo = [f"remove by hand: {text}" for text in _left(receipts)]
+    todo += [
+        f"volferry gc: {text}; it tries again, and can once nothing depends on it"
+        for text in _texts(receipts.get("tidy", {}).get("snapshots_stay"))
+    ]
     if plan.wanted.read_only:
         todo += [
             f"openstack volume set --read-only {pair.source.id}: the source is not marked read-only"
@@ -434,7 +438,7 @@ def _notes(transfer: Transfer, receipts: dict[str, Receipt]) -> tuple[str, ...]:
                 " no point in time, and its head and tail stay zero, so that nothing can mount it"
             )
         snapshots = receipts.get("snapshot", {}).get("snapshots", [])
-        if snapshots and not receipts.get("tidy", {}).get("snapshot_deleted"):
+        if snapshots and kept and not receipts.get("tidy", {}).get("snapshot_deleted"):
             notes.append(
                 "the snapshot is kept; the source cannot be deleted before it:"
                 "\nopenstack volume snapshot delete "

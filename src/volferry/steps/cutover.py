@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from volferry.errors import Refused, Stop
 from volferry.methods import Outlook
-from volferry.model import Outcome, Prediction, Receipt
+from volferry.model import Json, Outcome, Prediction, Receipt
 from volferry.steps.attach import unplug
 from volferry.steps.gate import Decision, decide
 from volferry.steps.step import Context, Phase, Step, Undo
@@ -35,15 +35,23 @@ class Cutover(Step):
             return Undo.UNKNOWN
         if outcome.get("result") != "reverted":
             await _refuse_without_a_source(ctx)
+        if not outcome:
+            return Undo.FREE  # it was asked for when going back began
         return Undo.FREE if outcome.get("standby") else self.undo_costs
 
     async def find(self, ctx: Context) -> Receipt | None:
-        outcome: Outcome | None = await ctx.method.outcome(ctx)
+        outcome: Outcome | None
+        if ctx.guest.is_there:
+            outcome = await ctx.method.outcome(ctx)
+        else:
+            told = _told(ctx)
+            outcome = Outcome.model_validate(told) if told and "live" in told else None
         return self._receipt(ctx, outcome) if outcome and outcome.result == "committed" else None
 
     async def left_behind(self, ctx: Context) -> Receipt | None:
         if not ctx.guest.is_there:
-            return {"outcome": {"result": UNKNOWN}}
+            told = _told(ctx)
+            return None if told is None else {"outcome": told}
         # Going back has begun: what the guest said of the cutover is gone by then, and to take that
         # for "there was none" would delete the target below a service that still runs on it.
         if await ctx.guest.last_job() == "cutback":
@@ -157,6 +165,16 @@ class Cutover(Step):
                 await unplug(ctx, source.id)
 
 
+def _told(ctx: Context) -> Json | None:
+    """How the last cutover of a guest that is not there any more ended, as far as it was heard.
+
+    None when none was begun."""
+    heard = [e for e in ctx.line.events() if e.kind in ("cutover", "outcome")]
+    if not heard:
+        return None
+    return heard[-1].facts if heard[-1].kind == "outcome" else {"result": UNKNOWN}
+
+
 async def _refuse_without_a_source(ctx: Context) -> None:
     """Of a cutover that was committed: no guest, or no source, is no way back."""
     facts = ctx.plan.cloud
@@ -165,11 +183,20 @@ async def _refuse_without_a_source(ctx: Context) -> None:
         if await ctx.cloud.volume_if_any(source.id) is None:
             missing.append(f"source {source.label} ({source.id})")
     if missing:
+        lost = await deleted_targets(ctx)
         raise Refused(
             f"there is no way back: somebody deleted {', '.join(missing)}",
-            data="the target holds the service's data, and is kept",
-            hint=f"volferry finish {ctx.transfer_id}   ends the transfer with it",
+            data=f"the target was deleted as well: {', '.join(lost)}"
+            if lost
+            else "the target holds the service's data, and is kept",
+            hint=f"volferry finish {ctx.transfer_id}   ends the transfer",
         )
+
+
+async def deleted_targets(ctx: Context) -> list[str]:
+    """Ids of the targets that are not there any more."""
+    every = [made["volume_id"] for made in ctx.known["target"]["targets"]]
+    return [one for one in every if await ctx.cloud.volume_if_any(one) is None]
 
 
 def is_standby(ctx: Context) -> bool:

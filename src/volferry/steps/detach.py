@@ -8,7 +8,7 @@ from typing import ClassVar
 from volferry.errors import Doubt, NotFound, Stop
 from volferry.model import Json, Plan, Receipt, Volume
 from volferry.steps.attach import appears, unplug
-from volferry.steps.cutover import is_standby
+from volferry.steps.cutover import deleted_targets, is_standby
 from volferry.steps.progress import follow, until_sure
 from volferry.steps.step import Context, Held, Phase, Step, Undo
 
@@ -74,7 +74,7 @@ class Detach(Step):
             ctx.take(request)
         return {
             **_receipt(ctx, deleted),
-            "state": _state(ctx, deleted),
+            "state": await _state(ctx, deleted),
             "elapsed_s": round(time.monotonic() - began, 3),
         }
 
@@ -121,12 +121,14 @@ async def _is_in_use(ctx: Context, source: Volume) -> bool:
     return now is not None and now.status == "in-use"
 
 
-def _state(ctx: Context, deleted: list[str]) -> str:
-    if not ctx.guest.is_there:
-        return f"detached, as its server was deleted ({ctx.plan.cloud.server.id})"
-    if not deleted:
-        return DETACHED
-    return f"detached, and somebody deleted {', '.join(deleted)}; {_SERVED}"
+async def _state(ctx: Context, deleted: list[str]) -> str:
+    if ctx.guest.is_there:
+        gone = f", and somebody deleted {', '.join(deleted)}" if deleted else ""
+        return f"detached{gone}; {_SERVED}"
+    # They may have had the word to go with their server.
+    lost = [*deleted, *await deleted_targets(ctx)]
+    beside = f", and with it {', '.join(lost)}" if lost else ""
+    return f"detached: somebody deleted its server ({ctx.plan.cloud.server.id}){beside}"
 
 
 def _receipt(ctx: Context, deleted: Sequence[str] = ()) -> Receipt:

@@ -29,9 +29,9 @@ class Undo(enum.Enum):
     """What taking a step back would cost. The value of all but ``FREE`` is what would be lost."""
 
     FREE = "nothing is lost"
-    CONSENT = "writes made since the cutover would be lost"
     LAST_COPY = "somebody deleted the source: what the target holds of it would be lost"
     UNKNOWN = "the deleted server alone knew how the cutover ended: the target may be all there is"
+    CONSENT = "writes made since the cutover would be lost"
 
 
 class _Partly(string.Formatter):

@@ -95,10 +95,14 @@ class Target(Step):
         return made
 
     async def costs(self, ctx: Context, receipt: Receipt) -> Undo:
-        for source in ctx.plan.cloud.sources:
-            if await ctx.cloud.volume_if_any(source.id) is None:
-                return Undo.LAST_COPY
-        return Undo.FREE
+        deleted = [
+            f"{source.label} ({source.id})"
+            for source in ctx.plan.cloud.sources
+            if await ctx.cloud.volume_if_any(source.id) is None
+        ]
+        if deleted:
+            await ctx.tell("note", text=f"somebody deleted the source {', '.join(deleted)}")
+        return Undo.LAST_COPY if deleted else Undo.FREE
 
     async def undo(self, ctx: Context, receipt: Receipt) -> None:
         timeouts = ctx.plan.wanted.timeouts

@@ -2,8 +2,8 @@
 
 from typing import ClassVar
 
-from volferry.errors import Refused, Stop
-from volferry.model import Receipt
+from volferry.errors import Doubt, Refused, Stop
+from volferry.model import Json, Receipt
 from volferry.steps.snapshot import delete
 from volferry.steps.step import Context, Phase, Step, Undo
 
@@ -20,17 +20,27 @@ class Tidy(Step):
 
     async def do(self, ctx: Context) -> Receipt:
         gone: Receipt = await ctx.guest.uninstall()
-        left, deleted = list(gone["left"]), False
-        snapshot = ctx.known.get("snapshot")
-        if snapshot and not ctx.plan.wanted.keep_snapshot:
-            try:
-                await delete(ctx, snapshot)
-                deleted = True
-            except Stop as stays:
-                # Some back ends keep one for as long as a volume that was made from it lives, here
-                # the target: to wait for that would be to wait for ever.
-                left.append(f"{stays.what}; volferry gc tries again")
-        return {"removed": gone["removed"], "left": left, "snapshot_deleted": deleted}
+        snapshots = ctx.known.get("snapshot", {}).get("snapshots", [])
+        wanted = bool(snapshots) and not ctx.plan.wanted.keep_snapshot
+        stay = [await self._stays(ctx, one) for one in snapshots] if wanted else []
+        return {
+            "removed": gone["removed"],
+            "left": gone["left"],
+            "snapshot_deleted": wanted and not any(stay),
+            "snapshots_stay": [why for why in stay if why],
+        }
+
+    async def _stays(self, ctx: Context, snapshot: Json) -> str:
+        """Why a snapshot cannot be deleted; empty when it is. Some back ends keep one for as long
+        as a volume that was made from it lives, here the target: to wait for that would be to wait
+        for ever."""
+        try:
+            await delete(ctx, {"snapshots": [snapshot]})
+        except Doubt:
+            raise
+        except Stop as stays:
+            return stays.what
+        return ""
 
     async def left_behind(self, ctx: Context) -> Receipt | None:
         """The way back is in the agent's record: once that is gone there is only the way forward.

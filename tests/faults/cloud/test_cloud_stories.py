@@ -21,6 +21,7 @@ from volferry.model import (
     MARK,
     Disk,
     DiskRef,
+    Event,
     GuestFacts,
     Outcome,
     Pair,
@@ -174,7 +175,8 @@ class Story:
         error = stopped.value
         assert error.what == error.what.strip() and "\n" not in error.what
         assert error.data
-        assert f"volferry resume {ID}" in error.hint and f"volferry rollback {ID}" in error.hint
+        assert f"volferry rollback {ID}" in error.hint
+        assert f"volferry resume {ID}" in error.hint or not self.guest.is_there
         assert self.store.transfer(ID).state is State.STOPPED
         return error
 
@@ -386,7 +388,7 @@ async def test_a_source_that_somebody_deleted_is_no_way_back_but_one_to_the_end(
     for accept_loss in (False, True):
         with pytest.raises(Refused, match="no way back: somebody deleted source data") as refused:
             await whole.engine.take_back(ID, accept_loss=accept_loss)
-        assert f"volferry finish {ID}" in refused.value.hint
+        assert refused.value.hint == f"volferry finish {ID}   ends the transfer"
         assert whole.store.transfer(ID).state is State.STOPPED
     assert (await whole.target()).status == "in-use"
 
@@ -421,7 +423,7 @@ async def test_the_only_copy_of_a_deleted_source_is_not_deleted_without_a_word(
 async def server_is_deleted(one: Story) -> None:
     one.cloud.delete_server(one.server)
     facts = one.store.transfer(ID).plan.cloud
-    one.guest, one.method = DeletedGuest(facts.server), Mirror()
+    one.guest, one.method = DeletedGuest(facts.server, ID), Mirror()
 
 
 async def test_a_server_that_was_deleted_before_the_cutover(whole: Story) -> None:
@@ -443,7 +445,7 @@ async def test_a_server_that_was_deleted_after_the_commit(whole: Story) -> None:
     with pytest.raises(Refused, match="no way back: somebody deleted server 'web-03'"):
         await whole.engine.take_back(ID, accept_loss=True)
     assert (await whole.engine.carry(ID)).state is State.DONE
-    assert "as its server was deleted" in whole.store.receipts(ID)["detach"]["state"]
+    assert "somebody deleted its server" in whole.store.receipts(ID)["detach"]["state"]
     assert (await whole.target()).status == "available"
     assert (await whole.cloud.volume(whole.source)).read_only
 
@@ -475,5 +477,104 @@ async def test_a_snapshot_that_the_back_end_keeps_is_named_and_waited_for_no_lon
     told = report.read(whole.store, ID)
     snapshot = await whole.cloud.find_snapshot(ID)
     assert snapshot is not None
-    assert [line for line in told.remaining if snapshot.id in line and "volferry gc" in line]
-    assert told.snapshot_deleted is False
+    [line] = [line for line in told.remaining if snapshot.id in line]
+    assert line.startswith("volferry gc: ") and told.snapshot_deleted is False
+
+
+# ---- while a rollback is under way ---------------------------------------------------------------
+
+
+async def begun_to_go_back(one: Story, fails: str, **words: bool) -> None:
+    one.cloud.fail(fails)
+    with pytest.raises(VolferryError):
+        await one.engine.take_back(ID, **words)
+    assert one.store.transfer(ID).state is State.ROLLING_BACK
+
+
+async def test_a_rollback_that_was_free_asks_when_the_target_has_become_the_only_copy(
+    whole: Story,
+) -> None:
+    """To have begun is no word for what it costs by now; nor is the question itself."""
+    whole.cloud.ignore("attach")
+    await whole.stops()
+    await begun_to_go_back(whole, "detach")
+    whole.cloud.forget(whole.source)
+    for _ in range(2):
+        with pytest.raises(NeedsConsent, match="somebody deleted the source"):
+            await whole.engine.take_back(ID)
+        assert (await whole.target()).id
+    assert (await whole.engine.take_back(ID, accept_loss=True)).state is State.ROLLED_BACK
+
+
+async def test_a_word_that_was_given_for_one_loss_is_none_for_another(whole: Story) -> None:
+    whole.cloud.ignore("attach")
+    await whole.stops()
+    whole.store.event(
+        Event(at=1.0, transfer=ID, step="cutover", kind="accepted", facts={"costs": ["CONSENT"]})
+    )
+    whole.cloud.forget(whole.source)
+    with pytest.raises(NeedsConsent, match="the source: what the target holds"):
+        await whole.engine.take_back(ID)
+
+
+@pytest.mark.parametrize("gone", ["source", "server"])
+async def test_what_was_on_its_way_back_goes_on_to_its_end_when_the_way_is_gone(
+    whole: Story, gone: str
+) -> None:
+    whole.steps = WITH_CUTOVER[:-1]
+    assert (await whole.engine.carry(ID)).state is State.DONE
+    whole.store.set_state(ID, State.HELD)
+    await begun_to_go_back(whole, "attach", accept_loss=True)
+    whole.cloud.fail("attach", 0)
+    if gone == "server":
+        await server_is_deleted(whole)
+    else:
+        whole.cloud.forget(whole.source)
+    with pytest.raises(Refused, match=f"no way back: somebody deleted {gone}"):
+        await whole.engine.take_back(ID)
+    assert whole.store.transfer(ID).state is State.STOPPED
+    assert (await whole.engine.carry(ID)).state is State.DONE
+    assert (await whole.target()).id
+
+
+# ---- a deleted server, and what was heard of its cutover -----------------------------------------
+
+
+async def test_a_cutover_that_was_never_begun_is_known_to_have_changed_nothing(
+    whole: Story, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def catch_up(scene: object) -> Outlook:
+        raise Stop("the gate is closed", data="the service runs on the source")
+
+    monkeypatch.setattr(whole.guest, "catch_up", catch_up)
+    await whole.stops()
+    await server_is_deleted(whole)
+    assert (await whole.engine.take_back(ID)).state is State.ROLLED_BACK
+    assert await whole.cloud.find_volume(ID) is None
+
+
+async def test_an_outcome_that_was_told_outlives_its_server(
+    whole: Story, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The guest stayed on the target, and something was wrong there; then the server goes."""
+    wrong = whole.guest.committed.model_copy(update={"reason": "db.service died"})
+    monkeypatch.setattr(whole.guest, "committed", wrong)
+    await whole.stops()
+    await server_is_deleted(whole)
+    with pytest.raises(Refused, match="no way back: somebody deleted server"):
+        await whole.engine.take_back(ID, accept_loss=True)
+    assert (await whole.engine.carry(ID)).state is State.DONE
+    assert (await whole.target()).status == "available"
+
+
+async def test_a_target_that_went_with_its_server_is_told(whole: Story) -> None:
+    whole.cloud.fail("detach")
+    await whole.stops()
+    target = (await whole.target()).id
+    await server_is_deleted(whole)
+    whole.cloud.forget(target)
+    with pytest.raises(Refused) as refused:
+        await whole.engine.take_back(ID, accept_loss=True)
+    assert refused.value.data == f"the target was deleted as well: {target}"
+    assert (await whole.engine.carry(ID)).state is State.DONE
+    assert f"and with it {target}" in whole.store.receipts(ID)["detach"]["state"]

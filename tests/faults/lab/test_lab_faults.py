@@ -129,6 +129,7 @@ def test_ssh_is_cut_for_good_outside_the_cutover(scene: Scene, step: str) -> Non
     scene.relay.cut()
     assert running.wait(600) == 1, scene.volferry.log.read_text()
     told = scene.volferry.log.read_text()
+    assert "error: " in told, told
     assert re.search(r"\(--(retry|answer|connect)-timeout\)", told.rpartition("error: ")[2]), told
     assert f"volferry resume {scene.volferry.transfer()}" in told
     scene.until(scene.is_active, "the service runs")
