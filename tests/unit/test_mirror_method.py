@@ -22,6 +22,8 @@ def one_pass(id: str, started_at: float = 1000.0, **changes: Any) -> Json:
 class MirroringGuest:
     """Says what the test wants its mirror to say."""
 
+    is_there = True
+
     def __init__(self) -> None:
         self.state = "running"
         self.told: list[Json] = []
