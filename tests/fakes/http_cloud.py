@@ -48,7 +48,7 @@ class StandIn:
         self.compute: tuple[str, str] = ("2.1", "2.96")
         self.volume: tuple[str, str] = ("3.0", "3.71")
         self.regions = ["RegionOne"]
-        self.scoped = True
+        self.scoped, self.project = True, "p1"
         self.is_keystone = True
         self.token_prefix = "token-"
         self.sent: list[Sent] = []
@@ -188,7 +188,7 @@ class StandIn:
         }
         if self.scoped:
             domain = {"id": "default", "name": "Default"}
-            token["project"] = {"id": "p1", "name": "demo", "domain": domain}
+            token["project"] = {"id": self.project, "name": "demo", "domain": domain}
         return {"token": token}
 
 

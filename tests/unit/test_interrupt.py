@@ -159,6 +159,23 @@ def test_a_server_that_somebody_deleted_is_believed_and_the_transfer_taken_back(
     assert set(command.cloud.volumes) == {SOURCE} and not command.cloud.snapshots
 
 
+def test_with_the_credentials_of_another_project_nothing_is_taken_for_deleted(
+    command: Command,
+) -> None:
+    hang(command, "pass")
+    process = command.start(*command.words())
+    wait_until(lambda: command.state.exists() and reached(command, "sync"))
+    interrupt(process)
+    heal(command)
+    volumes, command.cloud.volumes = command.cloud.volumes, {}
+    command.cloud.project = "another"
+    for verb in ("resume", "rollback"):
+        refused = command(verb, command.transfer(), code=1).stderr
+        assert "it is project another in region RegionOne now; the transfer was in" in refused
+    command.cloud.volumes, command.cloud.project = volumes, "p1"
+    command("resume", command.transfer())
+
+
 def test_a_connection_does_not_outlive_a_killed_command(command: Command) -> None:
     hang(command, "pass")
     process = command.start(*command.words())
