@@ -29,6 +29,7 @@ WANTED = {
     "ten_times_files": ("at most", 1.5),
     "ten_times_file": ("at most", 1.5),
     "mirror_over_limit": ("at most", 1.5),
+    "limited_mirror_over_limit": ("at most", 1.5),
     "first_copy_over_dd": ("at least", 0.85),
     "verification_over_dd": ("at least", 0.70),
     "cost_tracking": ("at most", 0.01),
