@@ -21,7 +21,7 @@ import uuid
 from pathlib import Path
 
 import nova.conf
-from nova import exception
+from nova import exception, objects
 from nova.compute import power_state
 from nova.virt import fake, hardware, node
 from oslo_config import cfg
@@ -255,6 +255,9 @@ class QemuDriver(fake.FakeDriver):
         device_type=None,
         encryption=None,
     ):
+        if not instance.device_metadata:  # Nova looks through it when a tagged volume is detached
+            instance.device_metadata = objects.InstanceDeviceMetadata(devices=[])
+            instance.save()
         if not knobs.obey("attach"):
             return
         if self._pid(instance):  # else it is plugged in at the start
