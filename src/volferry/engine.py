@@ -164,7 +164,7 @@ class Engine:
                 self._check_journal(id)
                 async with self._context(transfer) as ctx:
                     try:
-                        accepted = await self._ask(ctx, accept_loss)
+                        accepted = await self._ask(ctx, accept_loss, begun=begun)
                     except errors.Refused:
                         # Somebody took the way back from one that was on it: all before the step
                         # that says so stands, and all behind it is done again.
@@ -256,11 +256,11 @@ class Engine:
     async def _costs(self, ctx: Context, step: Step, receipt: Receipt) -> Undo:
         return await self._patiently(ctx, lambda: step.costs(ctx, receipt))
 
-    async def _ask(self, ctx: Context, accept_loss: bool) -> set[Undo]:
+    async def _ask(self, ctx: Context, accept_loss: bool, *, begun: bool) -> set[Undo]:
         """Look for what undoing would cost, and whether there is a way at all; what is accepted.
 
         That there is none is said before anybody is asked for a word that would not help. A word
-        holds for what it was given for, and is remembered: a later cost is asked for anew.
+        holds for what it was given for, and for this rollback: a later cost is asked for anew.
         """
         costs = {Undo.FREE}
         for name in reversed(self._steps):
@@ -269,7 +269,8 @@ class Engine:
             if receipt is not None:
                 costs.add(await self._costs(ctx, step, receipt))
         ctx.step = ""
-        told = [e.facts["costs"] for e in ctx.line.events() if e.kind == "accepted"]
+        events = ctx.line.events() if begun else ()
+        told = [e.facts["costs"] for e in events if e.kind == "accepted"]
         accepted = {Undo.FREE, *(Undo[name] for names in told for name in names)}
         if costs <= accepted:
             return accepted
@@ -637,7 +638,7 @@ def _need_consent(ctx: Context, costs: set[Undo]) -> None:
         where = f"'{ctx.step}'" if ctx.step else "this transfer"
         raise errors.NeedsConsent(
             f"taking back {where} needs your word: {what}",
-            data=f"nothing of {where} was taken back",
+            data=f"nothing more of {where} was taken back",
             hint=f"volferry rollback {ctx.transfer_id} --accept-loss",
         )
 

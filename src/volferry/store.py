@@ -601,7 +601,8 @@ def _open_file(path: Path) -> sa.Engine:
         fault = context.original_exception
         # SQLITE_ERROR is what we asked for wrongly; all others are about the file.
         if isinstance(fault, sqlite3.OperationalError):
-            return unusable(fault) if fault.sqlite_errorcode != sqlite3.SQLITE_ERROR else None
+            ours = getattr(fault, "sqlite_errorcode", None) == sqlite3.SQLITE_ERROR
+            return None if ours else unusable(fault)
         return None
 
     return db

@@ -400,7 +400,7 @@ def _remaining(transfer: Transfer, receipts: dict[str, Receipt]) -> tuple[str, .
         return ("the transfer is still under way",)
     todo = [f"remove by hand: {text}" for text in _left(receipts)]
     todo += [
-        f"volferry gc: {text}; it tries again, and can once nothing depends on it"
+        f"volferry gc: {text}; it tries again"
         for text in _texts(receipts.get("tidy", {}).get("snapshots_stay"))
     ]
     if plan.wanted.read_only:

@@ -51,7 +51,8 @@ class Cutover(Step):
     async def left_behind(self, ctx: Context) -> Receipt | None:
         if not ctx.guest.is_there:
             told = _told(ctx)
-            return None if told is None else {"outcome": told}
+            free = told and told.get("result") == "reverted" and not told.get("was_live_s")
+            return None if told is None or free else {"outcome": told}
         # Going back has begun: what the guest said of the cutover is gone by then, and to take that
         # for "there was none" would delete the target below a service that still runs on it.
         if await ctx.guest.last_job() == "cutback":

@@ -98,7 +98,7 @@ class Target(Step):
         deleted = [
             f"{source.label} ({source.id})"
             for source in ctx.plan.cloud.sources
-            if await ctx.cloud.volume_if_any(source.id) is None
+            if not await _is_kept(ctx, source.id)
         ]
         if deleted:
             await ctx.tell("note", text=f"somebody deleted the source {', '.join(deleted)}")
@@ -125,6 +125,12 @@ class Target(Step):
             await ctx.cloud.delete_volume(volume_id, ctx.transfer_id)
         for volume_id in every:
             await ctx.cloud.wait_deleted("volume", volume_id, deadline_s=timeouts.delete_s)
+
+
+async def _is_kept(ctx: Context, volume_id: str) -> bool:
+    """Neither deleted nor on the way: a back end may take hours to wipe one, or fail at it."""
+    now: Volume | None = await ctx.cloud.volume_if_any(volume_id)
+    return now is not None and now.status not in ("deleting", "error_deleting")
 
 
 async def _find(ctx: Context) -> list[tuple[Pair, Volume]]:
