@@ -132,6 +132,10 @@ class Limit:
     def __init__(self, bytes_s: int) -> None:
         self.bytes_s = bytes_s
 
+    @classmethod
+    def works(cls) -> bool:
+        return (cls.group.parent / "blkio.throttle.read_bps_device").exists()
+
     def __enter__(self) -> "Limit":
         self.group.mkdir()
         (self.group / "cgroup.procs").write_text(str(os.getpid()))

@@ -52,6 +52,15 @@ def reached(command: Command, step: str) -> bool:
         return any(one.step == step for one in store.transfers())
 
 
+def interrupted_in_a_pass(command: Command) -> None:
+    """A transfer that stands there, in a world in which nothing hangs any more."""
+    hang(command, "pass")
+    process = command.start(*command.words())
+    wait_until(lambda: command.state.exists() and reached(command, "sync"))
+    interrupt(process)
+    heal(command)
+
+
 # Where it is when Ctrl-C comes: what makes it stay there, and the step that is then under way.
 POINTS = {
     "a request that the cloud does not answer": ("request", "snapshot"),
@@ -147,11 +156,7 @@ def test_ctrl_c_while_gc_removes_leaves_the_rest_to_the_next(command: Command) -
 def test_a_server_that_somebody_deleted_is_believed_and_the_transfer_taken_back(
     command: Command,
 ) -> None:
-    hang(command, "pass")
-    process = command.start(*command.words())
-    wait_until(lambda: command.state.exists() and reached(command, "sync"))
-    interrupt(process)
-    heal(command)
+    interrupted_in_a_pass(command)
     command.cloud.delete_server()
     id = command.transfer()
     assert "was deleted: its guest cannot be asked for" in command("resume", id, code=1).stderr
@@ -162,11 +167,7 @@ def test_a_server_that_somebody_deleted_is_believed_and_the_transfer_taken_back(
 def test_with_the_credentials_of_another_project_nothing_is_taken_for_deleted(
     command: Command,
 ) -> None:
-    hang(command, "pass")
-    process = command.start(*command.words())
-    wait_until(lambda: command.state.exists() and reached(command, "sync"))
-    interrupt(process)
-    heal(command)
+    interrupted_in_a_pass(command)
     volumes, command.cloud.volumes = command.cloud.volumes, {}
     command.cloud.project = "another"
     for verb in ("resume", "rollback"):

@@ -515,6 +515,7 @@ async def test_a_word_that_was_given_for_one_loss_is_none_for_another(whole: Sto
     whole.store.event(
         Event(at=1.0, transfer=ID, step="cutover", kind="accepted", facts={"costs": ["CONSENT"]})
     )
+    whole.store.set_state(ID, State.ROLLING_BACK)
     whole.cloud.forget(whole.source)
     with pytest.raises(NeedsConsent, match="the source: what the target holds"):
         await whole.engine.take_back(ID)
