@@ -34,6 +34,8 @@ WANTED = {
     "verification_over_dd": ("at least", 0.70),
     "cost_tracking": ("at most", 0.01),
     "cost_syncing": ("at most", 0.05),
+    "limited_cost_tracking": ("at most", 0.01),
+    "limited_cost_syncing": ("at most", 0.05),
     "agent_mib": ("at most", 100.0),
     "controller_mib": ("at most", 150.0),
 }

@@ -8,13 +8,15 @@ without it that are next to it, which is what chance alone makes of such a figur
 import json
 import statistics
 import time
+from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.rig import Json, Mirror, rig, say, shell
+from benchmarks.rig import Json, Limit, Mirror, rig, say, shell
 
 SIZE_MIB, FILE_MIB, ROUND_S, ROUNDS = 8192, 512, 3, 16
 OTHER_MIB = 2048
 """Of the target that differ from the source when a round begins: more than a round copies."""
+LIMITED_ROUNDS, LIMITED_OTHER_MIB = 6, 512
 # Forced to disk: what this machine still had to write back would be counted as the mirror's cost.
 DD = "dd bs=1M iflag=fullblock oflag=direct conv=fsync status=none"
 JOB = {
@@ -32,6 +34,20 @@ JOB = {
 
 
 def measure() -> Json:
+    found = _measure(ROUNDS, OTHER_MIB)
+    if Limit.works():
+        with Limit() as limit:
+            say(f"the same at {Limit.bytes_s} bytes a second")
+            limited = _measure(LIMITED_ROUNDS, LIMITED_OTHER_MIB, limit.add)
+        wanted = ("writes_s", "cost_tracking", "cost_syncing", "cost_by_chance", "copied_mib_s")
+        found.update({f"limited_{name}": limited[name] for name in wanted})
+    return found
+
+
+def _measure(
+    rounds: int, other_mib: int, made: Callable[[str], None] = lambda device: None
+) -> Json:
+    """``made`` hears of each device."""
     copied: list[float] = []
     alone: list[float] = []
     cpu_us: list[float] = []
@@ -44,17 +60,19 @@ def measure() -> Json:
         path = data / "database"
         shell("dd", "if=/dev/zero", f"of={path}", "bs=1M", f"count={FILE_MIB}", "conv=notrunc")
         shell("sync", "-f", data)
+        for disk in (source, target):
+            made(disk.loop)
         mirror = Mirror(guest, source)
         _write(path)  # warm
         alone.append(_write(path))
-        for _ in range(ROUNDS):
+        for _ in range(rounds):
             for name, costs in cost.items():
                 mirror.track()
                 if name == "syncing":
                     shell(
                         "sh",
                         "-c",
-                        f"tr '\\0' x </dev/zero | {DD} of={target.loop} count={OTHER_MIB}",
+                        f"tr '\\0' x </dev/zero | {DD} of={target.loop} count={other_mib}",
                     )
                     mirror.begin(target, blank=True)
                 began, cpu_s = time.monotonic(), mirror.cpu_s()

@@ -16,8 +16,6 @@ from pathlib import Path
 from benchmarks.rig import MIB, Disks, Guest, Json, Limit, Mirror, Volume, dd, rig, say, shell
 
 FILES, FILE_MIB, DIRTY_MIB = 300_000, 1024, 16
-LIMIT_BYTES_S = 150_000_000
-"""Of a volume in a cloud, to read and to write: loop devices reach ten times that."""
 PAGE = 16 * 1024
 
 TREE = """
@@ -82,7 +80,7 @@ def _scenario(files: int, file_mib: int, methods: tuple[str, ...]) -> Json:
             source.loop  # noqa: B018 - the source is live again
         if "rsync" in methods:
             found["rsync"], _ = _rsync(guest, disks, source, data)
-        found["mirror"], found["mirror parts"] = _mirror(guest, disks, source, data)
+        found["mirror"], found["mirror parts"] = _median_mirror(guest, disks, source, data)
         found["limit"], found["limit in pages"] = _limits(source, disks.blank("scratch", 300), data)
     return found
 
@@ -98,17 +96,16 @@ def _tree(guest: Guest, disks: Disks, files: int, file_mib: int) -> tuple[Volume
 
 def _limited(files: int, file_mib: int) -> Json:
     """The mirror and its limit where the disks are as fast as a volume in a cloud."""
-    with rig() as (guest, disks), Limit(LIMIT_BYTES_S) as limit:
-        say(f"the same at {LIMIT_BYTES_S} bytes a second")
+    with rig() as (guest, disks), Limit() as limit:
+        say(f"the same at {Limit.bytes_s} bytes a second")
         source, data = _tree(guest, disks, files, file_mib)
         limit.add(source.loop)
-        tries = [_mirror(guest, disks, source, data, limit.add) for _ in range(3)]
-        took, parts = sorted(tries, key=lambda one: one[0])[1]
+        took, parts = _median_mirror(guest, disks, source, data, limit.add)
         scratch = disks.blank("scratch", 300)
         limit.add(scratch.loop)
         bound, _ = _limits(source, scratch, data)
         return {
-            "limited_bytes_s": LIMIT_BYTES_S,
+            "limited_bytes_s": Limit.bytes_s,
             "limited_mirror_s": round(took, 4),
             "limited_mirror_parts": parts,
             "limited_limit_s": round(bound, 4),
@@ -197,14 +194,26 @@ def _rsync(guest: Guest, disks: Disks, source: Volume, data: Path) -> tuple[floa
     return took, parts
 
 
-def _mirror(
+def _median_mirror(
     guest: Guest,
     disks: Disks,
     source: Volume,
     data: Path,
     made: Callable[[str], None] = lambda device: None,
 ) -> tuple[float, Json]:
-    """``made`` hears of the target's device."""
+    """Of three, as the limit is of five: an unmount takes 0.01 s or, with a large cache to drop,
+    0.2 s. ``made`` hears of each target's device."""
+    tries = [_mirror(guest, disks, source, data, made) for _ in range(3)]
+    return sorted(tries, key=lambda one: one[0])[1]
+
+
+def _mirror(
+    guest: Guest,
+    disks: Disks,
+    source: Volume,
+    data: Path,
+    made: Callable[[str], None],
+) -> tuple[float, Json]:
     mirror = Mirror(guest, source)
     mirror.track()
     shell("sync", "-f", data)
