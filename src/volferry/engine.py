@@ -123,6 +123,7 @@ class Engine:
             if transfer.state is State.DONE:
                 return transfer
             if transfer.state in (State.ROLLING_BACK, State.ROLLED_BACK):
+                self._forget_old_requests(id, "cutover", "finish")
                 raise errors.Refused(
                     f"transfer '{id}' is {transfer.state.value} and cannot go forward any more",
                     data="nothing was changed",
@@ -165,15 +166,16 @@ class Engine:
                 async with self._context(transfer) as ctx:
                     try:
                         accepted = await self._ask(ctx, accept_loss, begun=begun)
-                    except errors.Refused:
-                        # Somebody took the way back from one that was on it: all before the step
-                        # that says so stands, and all behind it is done again.
-                        fails.state = State.STOPPED if begun else fails.state
+                        fails.state = State.ROLLING_BACK
+                        self.store.set_state(id, State.ROLLING_BACK)
+                        names = list(reversed(self._steps))
+                        await self._durably(id, "rollback", names, self._backward(ctx, accepted))
+                    except errors.NoWayBack:
+                        # Of a transfer that was on its way back: all before the step that says so
+                        # stands, and all behind it is done again.
+                        if fails.state is State.ROLLING_BACK:
+                            fails.state = State.STOPPED
                         raise
-                    fails.state = State.ROLLING_BACK
-                    self.store.set_state(id, State.ROLLING_BACK)
-                    names = list(reversed(self._steps))
-                    await self._durably(id, "rollback", names, self._backward(ctx, accepted))
                     ctx.step = ""
                     self.store.set_state(id, State.ROLLED_BACK, step="")
                     await ctx.tell("rolled back")

@@ -51,6 +51,10 @@ class Refused(VolferryError):
     """Asked for something that must not or cannot be done; nothing was changed."""
 
 
+class NoWayBack(Refused):
+    """Somebody took away what going back needs. Going forward ends the transfer."""
+
+
 class Usage(VolferryError):
     """The command line, a name or a plan file is wrong; nothing was changed."""
 

@@ -190,7 +190,9 @@ async def _surroundings(transfer: Transfer) -> AsyncIterator[Context]:
                 (facts.project_id, facts.region),
                 cloud.home,
                 "the transfer was",
-                "let OS_CLOUD, the OS_* variables and clouds.yaml name its project and region",
+                f"let '{wanted.os_cloud}' in clouds.yaml name its project and region (--os-cloud)"
+                if wanted.os_cloud
+                else "let OS_CLOUD, the OS_* variables and clouds.yaml name them",
             )
         server = await cloud.server_if_any(facts.server.id)
         guest: LinuxGuest | DeletedGuest = DeletedGuest(facts.server, transfer.id)

@@ -104,7 +104,7 @@ class Method:
         scene.guest.live = "source"
         return Outcome(result="reverted", live="source")
 
-    async def outcome(self, scene: Context) -> Outcome | None:
+    async def outcome(self, scene: Context, job: str = "cutover") -> Outcome | None:
         committed = Outcome(result="committed", live="target")
         return committed if scene.guest.live == "target" else None
 

@@ -54,6 +54,9 @@ class MirroringGuest:
 
     async def start_mirror(self, sources: Any) -> None: ...
 
+    async def last_job(self) -> str:
+        return next(iter(self.results), "")
+
     async def stop_mirror(self) -> None:
         self.state = "ended"
 

@@ -67,7 +67,7 @@ class _Signals:
         for number, handler in self._before.items():
             signal.signal(number, handler)
         if self._asked:
-            # All is written down. A thread that waits for a cloud's answer cannot be interrupted,
+            # All is written down. A thread that ends a connection, or DBOS, cannot be interrupted,
             # and both the loop and Python would wait for it before they end.
             self._loop.set_default_executor(ThreadPoolExecutor())
             self._listener.settings.hurry = True

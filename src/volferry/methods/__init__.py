@@ -11,7 +11,7 @@ import importlib
 import pkgutil
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 from volferry.model import (
     CloudFacts,
@@ -238,18 +238,22 @@ class Method(abc.ABC):
             flag="--cutover-timeout",
             uninterrupted=True,
         )
-        return await _heard(scene, "going back", result)
+        return await _heard(scene, "cutback", result)
 
-    async def outcome(self, scene: Scene) -> Outcome | None:
-        """What the guest knows of a cutover that was begun; None when there was none."""
+    async def outcome(
+        self, scene: Scene, job: Literal["cutover", "cutback"] = "cutover"
+    ) -> Outcome | None:
+        """What the guest knows of a switch that was begun last; None when that was another.
+
+        A way back is waited for and not helped: its sources are attached by ``cutback`` alone."""
         result: Json | None = await scene.guest.result_of(
             scene,
-            "cutover",
+            job,
             deadline_s=_hears_within(scene),
             flag="--cutover-timeout",
-            meanwhile=self.meanwhile(scene, "cutover"),
+            meanwhile=self.meanwhile(scene, job) if job == "cutover" else None,
         )
-        return await _heard(scene, "cutover", result) if result else None
+        return await _heard(scene, job, result) if result else None
 
 
 def _hears_within(scene: Scene) -> float:
@@ -259,8 +263,9 @@ def _hears_within(scene: Scene) -> float:
     return 3 * wanted.timeouts.cutover_s + wanted.settle_s + wanted.timeouts.attach_s
 
 
-async def _heard(scene: Scene, what: str, result: Json) -> Outcome:
+async def _heard(scene: Scene, job: str, result: Json) -> Outcome:
     """The outcome in what a switch ended with; what the guest noted on the way is told."""
+    what = "going back" if job == "cutback" else job
     for number, text in enumerate(result["notes"], start=1):
         await scene.tell_note(f"{result['job_id']}.{number}", f"{what}: {text}")
     return Outcome.model_validate(result["outcome"])

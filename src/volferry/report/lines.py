@@ -153,6 +153,9 @@ class Teller:
     def _cutover(self, event: Event) -> list[Line]:
         return [Line("the guest cuts over by itself now", "warning", "go")]
 
+    def _cutback(self, event: Event) -> list[Line]:
+        return [Line("the guest goes back by itself now", "warning", "go")]
+
     def _outcome(self, event: Event) -> list[Line]:
         return [outcome(event.facts)]
 
@@ -199,6 +202,7 @@ _WORDS: dict[str, Callable[[Teller, Event], list[Line]]] = {
     "pass": Teller._pass,
     "prediction": Teller._prediction,
     "cutover": Teller._cutover,
+    "cutback": Teller._cutback,
     "outcome": Teller._outcome,
     "gate": Teller._gate,
     "retry": Teller._retry,

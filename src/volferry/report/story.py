@@ -29,6 +29,7 @@ from volferry.model import (
 from volferry.report import infra
 from volferry.report.phases import PHASE_OF, PHASES, phase_of
 from volferry.report.words import counted, duration, listed, plain, size, when
+from volferry.steps.cutover import UNKNOWN
 
 if TYPE_CHECKING:
     from volferry.store import Store
@@ -88,6 +89,8 @@ class Report(Noun):
     """One for each volume, in the order in which they were named."""
     cutover: Outcome | None = None
     """The cutover that was committed."""
+    side_unknown: bool = False
+    """Ended by the operator's word: the deleted server alone knew how the cutover had ended."""
     reverted: tuple[Outcome, ...] = ()
     """Cutovers that the guest took back; each had a downtime of its own."""
     predicted: Prediction | None = None
@@ -140,7 +143,8 @@ def tell(
     """The same, from what the store holds."""
     plan = transfer.plan
     outcomes = _outcomes(events)
-    committed = _outcome(receipts.get("cutover", {}).get("outcome"))
+    cutover = receipts.get("cutover", {}).get("outcome", {})
+    committed = _outcome(cutover)
     final = committed.final_pass if committed else None
     live = [one for one in passes if not one.final]
     every = (*live, final) if final else (*passes,)
@@ -164,6 +168,7 @@ def tell(
         method=plan.method,
         moves=moves,
         cutover=committed,
+        side_unknown=cutover.get("result") == UNKNOWN,
         reverted=tuple(o for o in outcomes if o.result == "reverted"),
         predicted=_prediction(receipts),
         max_downtime_s=plan.wanted.max_downtime_s,
@@ -426,7 +431,12 @@ def _noted(events: Iterable[Event]) -> tuple[str, ...]:
 def _notes(transfer: Transfer, receipts: dict[str, Receipt]) -> tuple[str, ...]:
     plan, notes = transfer.plan, []
     kept = _kept(plan, receipts)
-    if transfer.state is State.DONE and kept:
+    if receipts.get("detach", {}).get("server_deleted"):
+        notes.append(
+            "somebody deleted the server before the end was seen in it: look at source and target,"
+            " attached to another, before either is deleted"
+        )
+    elif transfer.state is State.DONE and kept:
         notes.append(
             "the source volume is kept; when it is not needed any more:"
             f"\nopenstack volume delete {' '.join(pair.source.id for pair in kept)}"
@@ -473,6 +483,8 @@ def verdict(report: Report) -> str:
     source, server = plain(report.label), plain(report.server_name)
     down = f"downtime {duration(report.cutover.downtime_s)}" if report.cutover else ""
     if report.state is State.DONE:
+        if report.side_unknown:
+            return f"ended the move of {source}: with {server} went which side it ran on last"
         return f"moved {source} in {server}: {down or 'downtime not measured'}"
     if report.state is State.ROLLED_BACK:
         return f"took back the move of {source} in {server}"

@@ -2,13 +2,14 @@
 
 import datetime as dt
 import time
-from typing import ClassVar
+from typing import ClassVar, Literal
 
-from volferry.errors import Refused, Stop
+from volferry.errors import NoWayBack, Stop
 from volferry.methods import Outlook
-from volferry.model import Json, Outcome, Prediction, Receipt
+from volferry.model import Json, Outcome, Plan, Prediction, Receipt
 from volferry.steps.attach import unplug
 from volferry.steps.gate import Decision, decide
+from volferry.steps.heard import Heard, heard
 from volferry.steps.step import Context, Phase, Step, Undo
 
 UNKNOWN = "unknown"
@@ -26,41 +27,77 @@ class Cutover(Step):
 
     name = "cutover"
     phase: ClassVar[Phase] = "cutover"
-    promise = "the service runs on the target; it was down for {downtime_s} s"
+    promise = "the service {state}"
     undo_costs = Undo.CONSENT
 
+    def foreseen(self, plan: Plan) -> Json:
+        return {"state": _state("…")}
+
     async def costs(self, ctx: Context, receipt: Receipt) -> Undo:
-        outcome = receipt["outcome"]
+        outcome, told = receipt["outcome"], heard(ctx)
         if outcome.get("result") == UNKNOWN:
             return Undo.UNKNOWN
         if outcome.get("result") != "reverted":
-            await _refuse_without_a_source(ctx)
-        if not outcome:
-            return Undo.FREE  # it was asked for when going back began
+            if told and told.live == "source":
+                return Undo.FREE  # it has gone back; only that was not written down
+            await _refuse_without_a_way_back(ctx, told)
         return Undo.FREE if outcome.get("standby") else self.undo_costs
 
     async def find(self, ctx: Context) -> Receipt | None:
-        outcome: Outcome | None
-        if ctx.guest.is_there:
-            outcome = await ctx.method.outcome(ctx)
-        else:
-            told = _told(ctx)
-            outcome = Outcome.model_validate(told) if told and "live" in told else None
+        told = heard(ctx)
+        if not ctx.guest.is_there:
+            return self._of_a_deleted_guest(ctx, told)
+        job: Literal["cutover", "cutback"] = "cutover"
+        if await ctx.guest.last_job() == "cutback":
+            # Nobody goes forward from there but where somebody took the way back away. The guest
+            # ends by itself what it has begun, and the target is all that it can end on.
+            job = "cutback"
+        outcome: Outcome | None = await ctx.method.outcome(ctx, job)
+        if outcome and not (told and told.begun == job and told.live):
+            await ctx.tell("outcome", **outcome.model_dump(mode="json"))
+        if job == "cutback" and told and told.cutover:
+            outcome = Outcome.model_validate(told.cutover)
         return self._receipt(ctx, outcome) if outcome and outcome.result == "committed" else None
 
     async def left_behind(self, ctx: Context) -> Receipt | None:
+        told = heard(ctx)
         if not ctx.guest.is_there:
-            told = _told(ctx)
-            free = told and told.get("result") == "reverted" and not told.get("was_live_s")
-            return None if told is None or free else {"outcome": told}
+            if told is None:
+                return None
+            outcome = told.cutover or {"result": UNKNOWN}
+            free = outcome["result"] == "reverted" and not outcome["was_live_s"]
+            return None if free else {"outcome": outcome}
         # Going back has begun: what the guest said of the cutover is gone by then, and to take that
         # for "there was none" would delete the target below a service that still runs on it.
         if await ctx.guest.last_job() == "cutback":
-            return {"outcome": {}}
-        outcome: Outcome | None = await ctx.method.outcome(ctx)
-        if outcome and (outcome.result == "committed" or outcome.was_live_s):
-            return self._receipt(ctx, outcome)
+            return {"outcome": told.cutover if told else {}}
+        found: Outcome | None = await ctx.method.outcome(ctx)
+        if found and (found.result == "committed" or found.was_live_s):
+            return self._receipt(ctx, found)
         return None
+
+    def _of_a_deleted_guest(self, ctx: Context, told: Heard | None) -> Receipt | None:
+        if told is None:
+            return None
+        if told.cutover:
+            outcome = Outcome.model_validate(told.cutover)
+            return self._receipt(ctx, outcome) if outcome.result == "committed" else None
+        server = ctx.plan.cloud.server
+        if not ctx.requests("finish"):
+            raise Stop(
+                f"server '{server.name}' ({server.id}) was deleted in the middle of the cutover, "
+                "and alone knew which side it had ended on",
+                data="no volume was deleted: one of source and target has all that the service "
+                "wrote\nattach both to another server to see which",
+                hint=f"volferry finish {ctx.transfer_id}     ends it, and keeps both\n"
+                f"volferry rollback {ctx.transfer_id} --accept-loss   deletes the target",
+            )
+        return {
+            "outcome": {"result": UNKNOWN},
+            "state": "went with its server, which alone knew where it ran last",
+            "volume_ids": target_ids(ctx),
+            "fstab_changes": [],
+        }
 
     async def do(self, ctx: Context) -> Receipt:
         prediction = await self._gate(ctx)
@@ -90,10 +127,12 @@ class Cutover(Step):
         }
 
     def _receipt(self, ctx: Context, outcome: Outcome) -> Receipt:
+        downtime_s = round(outcome.downtime_s, 3)
         return {
             "outcome": outcome.model_dump(mode="json"),
-            "downtime_s": round(outcome.downtime_s, 3),
-            "volume_ids": [made["volume_id"] for made in ctx.known["target"]["targets"]],
+            "state": _state(downtime_s),
+            "downtime_s": downtime_s,
+            "volume_ids": target_ids(ctx),
             "fstab_changes": list(outcome.fstab_changes),
         }
 
@@ -137,8 +176,10 @@ class Cutover(Step):
         )
 
     async def undo(self, ctx: Context, receipt: Receipt) -> None:
-        if receipt["outcome"].get("result") in ("reverted", UNKNOWN):
-            return  # the guest has gone back by itself, or has gone
+        if receipt["outcome"].get("result") == "reverted" or not ctx.guest.is_there:
+            return  # it has gone back by itself, or is gone itself
+        # First, so that it is known of a guest which is not heard again.
+        await ctx.tell("cutback", cutover=receipt["outcome"])
         outcome: Outcome = await ctx.method.cutback(ctx)
         await ctx.tell("outcome", **outcome.model_dump(mode="json"))
         if outcome.live != "source":
@@ -166,38 +207,42 @@ class Cutover(Step):
                 await unplug(ctx, source.id)
 
 
-def _told(ctx: Context) -> Json | None:
-    """How the last cutover of a guest that is not there any more ended, as far as it was heard.
-
-    None when none was begun."""
-    heard = [e for e in ctx.line.events() if e.kind in ("cutover", "outcome")]
-    if not heard:
-        return None
-    return heard[-1].facts if heard[-1].kind == "outcome" else {"result": UNKNOWN}
-
-
-async def _refuse_without_a_source(ctx: Context) -> None:
+async def _refuse_without_a_way_back(ctx: Context, told: Heard | None) -> None:
     """Of a cutover that was committed: no guest, or no source, is no way back."""
     facts = ctx.plan.cloud
     missing = [] if ctx.guest.is_there else [f"server '{facts.server.name}' ({facts.server.id})"]
     for source in facts.sources:
         if await ctx.cloud.volume_if_any(source.id) is None:
             missing.append(f"source {source.label} ({source.id})")
-    if missing:
-        lost = await deleted_targets(ctx)
-        raise Refused(
-            f"there is no way back: somebody deleted {', '.join(missing)}",
-            data=f"the target was deleted as well: {', '.join(lost)}"
-            if lost
-            else "the target holds the service's data, and is kept",
-            hint=f"volferry finish {ctx.transfer_id}   ends the transfer",
+    if not missing:
+        return
+    data = "the target holds the service's data, and is kept"
+    if not ctx.guest.is_there and told and not told.live:
+        data = (
+            "the guest alone knew how far it had gone back: either side may have what was written "
+            "last, and both are kept"
         )
+    if lost := await deleted_targets(ctx):
+        data = f"the target was deleted as well: {', '.join(lost)}"
+    raise NoWayBack(
+        f"there is no way back: somebody deleted {', '.join(missing)}",
+        data=data,
+        hint=f"volferry finish {ctx.transfer_id}   ends the transfer",
+    )
+
+
+def _state(downtime_s: float | str) -> str:
+    return f"runs on the target; it was down for {downtime_s} s"
+
+
+def target_ids(ctx: Context) -> list[str]:
+    """In the order of the pairs."""
+    return [made["volume_id"] for made in ctx.known["target"]["targets"]]
 
 
 async def deleted_targets(ctx: Context) -> list[str]:
     """Ids of the targets that are not there any more."""
-    every = [made["volume_id"] for made in ctx.known["target"]["targets"]]
-    return [one for one in every if await ctx.cloud.volume_if_any(one) is None]
+    return [one for one in target_ids(ctx) if await ctx.cloud.volume_if_any(one) is None]
 
 
 def is_standby(ctx: Context) -> bool:

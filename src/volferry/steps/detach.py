@@ -8,7 +8,7 @@ from typing import ClassVar
 from volferry.errors import Doubt, NotFound, Stop
 from volferry.model import Json, Plan, Receipt, Volume
 from volferry.steps.attach import appears, unplug
-from volferry.steps.cutover import deleted_targets, is_standby
+from volferry.steps.cutover import deleted_targets, is_standby, target_ids
 from volferry.steps.progress import follow, until_sure
 from volferry.steps.step import Context, Held, Phase, Step, Undo
 
@@ -74,19 +74,25 @@ class Detach(Step):
             ctx.take(request)
         return {
             **_receipt(ctx, deleted),
+            "server_deleted": not ctx.guest.is_there,
             "state": await _state(ctx, deleted),
             "elapsed_s": round(time.monotonic() - began, 3),
         }
 
     async def _look(self, ctx: Context, when: str) -> None:
         wrong = await ctx.guest.not_on_targets(ctx)
-        if wrong:
+        lost = await _lost(ctx) if wrong else []
+        if lost:
+            # What cannot be mounted any more is nothing to wait for.
+            await ctx.tell("note", text=f"{when}: {wrong}; {_no_copy(lost)}")
+        elif wrong:
             raise Doubt(
                 f"{when} the target is not mounted where it should be: {wrong}",
                 data="the target holds the service's data; the source is unchanged since the "
                 "cutover",
-                hint="look at 'findmnt' and 'journalctl -b' in the guest, mount the target, then: "
-                f"volferry resume {ctx.transfer_id}",
+                hint="look at 'findmnt' and 'journalctl -b' in the guest, mount the target; then\n"
+                f"volferry resume {ctx.transfer_id}     goes on\n"
+                f"volferry rollback {ctx.transfer_id} --accept-loss   goes back to the source",
             )
 
     async def undo(self, ctx: Context, receipt: Receipt) -> None:
@@ -121,13 +127,33 @@ async def _is_in_use(ctx: Context, source: Volume) -> bool:
     return now is not None and now.status == "in-use"
 
 
+async def _lost(ctx: Context) -> list[str]:
+    """Labels of the sources that were deleted like their targets."""
+    sources = ctx.plan.cloud.sources
+    gone = [one.id for one in sources if await ctx.cloud.volume_if_any(one.id) is None]
+    if not gone:
+        return []
+    targets = await deleted_targets(ctx)
+    return [
+        pair.label
+        for pair, target in zip(ctx.plan.pairs, target_ids(ctx), strict=True)
+        if pair.source.id in gone and target in targets
+    ]
+
+
+def _no_copy(lost: list[str]) -> str:
+    return f"somebody deleted source and target of {', '.join(lost)}"
+
+
 async def _state(ctx: Context, deleted: list[str]) -> str:
     if ctx.guest.is_there:
+        if lost := await _lost(ctx):
+            return f"detached, and {_no_copy(lost)}"
         gone = f", and somebody deleted {', '.join(deleted)}" if deleted else ""
         return f"detached{gone}; {_SERVED}"
     # They may have had the word to go with their server.
-    lost = [*deleted, *await deleted_targets(ctx)]
-    beside = f", and with it {', '.join(lost)}" if lost else ""
+    gone_too = [*deleted, *await deleted_targets(ctx)]
+    beside = f", and with it {', '.join(gone_too)}" if gone_too else ""
     return f"detached: somebody deleted its server ({ctx.plan.cloud.server.id}){beside}"
 
 

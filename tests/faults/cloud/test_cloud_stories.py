@@ -60,6 +60,10 @@ class Onlooker:
 
     is_there = True
     committed = Outcome(result="committed", live="target", downtime_s=1.0)
+    went_back = Outcome(
+        result="committed", live="target", downtime_s=9.0, reason="the source did not come"
+    )
+    job = "cutover"
 
     def __init__(self, cloud: FakeCloud) -> None:
         self.seen: set[str] = set()
@@ -90,7 +94,7 @@ class Onlooker:
         return False
 
     async def last_job(self) -> str:
-        return "cutover"
+        return self.job
 
     async def stop_job(self) -> None:
         pass
@@ -104,8 +108,12 @@ class Onlooker:
     async def cutover(self, scene: object) -> Outcome:
         return self.committed
 
-    async def outcome(self, scene: object) -> Outcome:
-        return self.committed
+    async def cutback(self, scene: object) -> Outcome:
+        raise Stop("the guest is not heard any more", data="it goes back by itself")
+
+    async def outcome(self, scene: object, job: str = "cutover") -> Outcome | None:
+        assert job == self.job
+        return self.committed if job == "cutover" else self.went_back
 
 
 class Story:
@@ -120,7 +128,7 @@ class Story:
         self.method = self.guest
         self.store = Store(folder)
         self.after: dict[str, Callable[[], object]] = {}
-        """What somebody does once a step has ended."""
+        """What somebody does once a step has ended, or one was ``undone``."""
         self.steps: Sequence[Step] = STEPS
 
     async def plan(self) -> None:
@@ -161,9 +169,10 @@ class Story:
             patience=Patience(first_s=0.01, most_s=0.01, budget_s=0.02),
         )
 
-        def hear(event: object) -> None:
-            if getattr(event, "kind", "") == "receipt":
-                self.after.pop(getattr(event, "step", ""), lambda: None)()
+        def hear(event: Event) -> None:
+            if event.kind in ("receipt", "undone"):
+                what = event.step if event.kind == "receipt" else f"undone {event.step}"
+                self.after.pop(what, lambda: None)()
 
         engine.on_event(hear)
         return engine
@@ -472,6 +481,32 @@ async def test_a_server_that_was_deleted_inside_the_cutover_asks_before_the_targ
     assert await whole.cloud.find_volume(ID) is None
 
 
+async def test_a_server_that_was_deleted_inside_the_cutover_is_ended_by_a_word_and_keeps_both_sides(
+    whole: Story, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def cut(scene: object) -> Outcome:
+        raise Stop("the guest is not heard any more", data="it does it by itself")
+
+    monkeypatch.setattr(whole.guest, "cutover", cut)
+    await whole.stops()
+    await server_is_deleted(whole)
+    error = await whole.stops()
+    assert "alone knew which side" in error.what
+    assert error.hint.startswith(f"volferry finish {ID}     ends it, and keeps both")
+    assert report.read(whole.store, ID).cutover is None
+
+    whole.store.request(ID, "finish", {})
+    assert (await whole.engine.carry(ID)).state is State.DONE
+    assert (await whole.target()).status == "available"
+    assert (await whole.cloud.volume(whole.source)).read_only
+    told = report.read(whole.store, ID)
+    assert report.verdict(told) == (
+        "ended the move of data: with web-03 went which side it ran on last"
+    )
+    assert not [note for note in told.notes if "volume delete" in note]
+    assert [note for note in told.notes if "look at source and target" in note]
+
+
 async def test_a_snapshot_that_the_back_end_keeps_is_named_and_waited_for_no_longer(
     whole: Story,
 ) -> None:
@@ -541,6 +576,143 @@ async def test_what_was_on_its_way_back_goes_on_to_its_end_when_the_way_is_gone(
     assert (await whole.target()).id
 
 
+async def stays_on_the_target_with_a_reason(one: Story, patch: pytest.MonkeyPatch) -> None:
+    """A cutover that is committed and has an intent alone: somebody has to look first."""
+    wrong = one.guest.committed.model_copy(update={"reason": "db.service died"})
+    patch.setattr(one.guest, "committed", wrong)
+    assert "db.service died" in (await one.stops()).what
+
+
+async def goes_back_without_being_heard(one: Story) -> None:
+    with pytest.raises(VolferryError, match="not heard any more"):
+        await one.engine.take_back(ID, accept_loss=True)
+    assert one.store.transfer(ID).state is State.ROLLING_BACK
+
+
+async def test_a_way_back_that_ended_on_the_target_leaves_the_cutover_standing(
+    whole: Story, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To cut over again would copy a source that is not there to the only side there is."""
+    await stays_on_the_target_with_a_reason(whole, monkeypatch)
+    await goes_back_without_being_heard(whole)
+    whole.guest.job = "cutback"
+    whole.cloud.forget(whole.source)
+    with pytest.raises(Refused, match="no way back: somebody deleted source"):
+        await whole.engine.take_back(ID)
+    assert whole.store.transfer(ID).state is State.STOPPED
+
+    monkeypatch.delattr(Onlooker, "cutover")
+    monkeypatch.delattr(Onlooker, "catch_up")
+    assert (await whole.engine.carry(ID)).state is State.DONE
+    receipt = whole.store.receipts(ID)["cutover"]
+    assert receipt["outcome"]["reason"] == "db.service died"
+    assert receipt["downtime_s"] == 1.0
+
+
+@pytest.mark.parametrize("standing", [True, False], ids=["receipt", "intent"])
+async def test_a_guest_that_was_heard_to_have_gone_back_before_its_server_was_deleted(
+    whole: Story, monkeypatch: pytest.MonkeyPatch, standing: bool
+) -> None:
+    """The source is the live side; that this was not written down makes the target no other."""
+    if standing:
+        whole.cloud.fail("detach")
+        await whole.stops()
+    else:
+        await stays_on_the_target_with_a_reason(whole, monkeypatch)
+
+    async def back(scene: object) -> Outcome:
+        return Outcome(result="reverted", live="source", problems=("app.service is down",))
+
+    monkeypatch.setattr(whole.guest, "cutback", back)
+    with pytest.raises(Stop, match="not everything came back"):
+        await whole.engine.take_back(ID, accept_loss=True)
+    await server_is_deleted(whole)
+    assert (await whole.engine.take_back(ID)).state is State.ROLLED_BACK
+    assert await whole.cloud.find_volume(ID) is None
+    assert (await whole.cloud.volume(whole.source)).status == "available"
+
+
+@pytest.mark.parametrize("standing", [True, False], ids=["receipt", "intent"])
+async def test_a_server_that_was_deleted_on_the_way_back_leaves_both_sides(
+    whole: Story, monkeypatch: pytest.MonkeyPatch, standing: bool
+) -> None:
+    if standing:
+        whole.cloud.fail("detach")
+        await whole.stops()
+    else:
+        await stays_on_the_target_with_a_reason(whole, monkeypatch)
+    await goes_back_without_being_heard(whole)
+    await server_is_deleted(whole)
+    with pytest.raises(Refused, match="no way back: somebody deleted server") as refused:
+        await whole.engine.take_back(ID, accept_loss=True)
+    assert "either side may have what was written last, and both are kept" in refused.value.data
+    assert (await whole.engine.carry(ID)).state is State.DONE
+    assert (await whole.target()).status == "available"
+    assert (await whole.cloud.volume(whole.source)).read_only
+    told = report.read(whole.store, ID)
+    assert not [note for note in told.notes if "volume delete" in note]
+
+
+async def test_a_way_that_goes_between_the_question_and_the_step_is_told_the_same(
+    whole: Story,
+) -> None:
+    whole.steps = WITH_CUTOVER[:-1]
+    assert (await whole.engine.carry(ID)).state is State.DONE
+    whole.store.set_state(ID, State.HELD)
+    whole.after["undone detach"] = lambda: whole.cloud.forget(whole.source)
+    with pytest.raises(Refused, match="no way back: somebody deleted source"):
+        await whole.engine.take_back(ID, accept_loss=True)
+    assert whole.store.transfer(ID).state is State.STOPPED
+    assert (await whole.engine.carry(ID)).state is State.DONE
+
+
+async def test_a_refusal_of_another_kind_does_not_turn_a_transfer_round(
+    whole: Story, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole.cloud.fail("attach")
+    await whole.stops()
+    await begun_to_go_back(whole, "delete_volume")
+
+    async def refuses(ctx: object, receipt: object) -> None:
+        raise Refused("somebody says no", data="nothing was changed")
+
+    [target] = [step for step in whole.steps if step.name == "target"]
+    monkeypatch.setattr(target, "undo", refuses)
+    with pytest.raises(Refused, match="somebody says no"):
+        await whole.engine.take_back(ID)
+    assert whole.store.transfer(ID).state is State.ROLLING_BACK
+
+
+async def test_to_finish_is_not_remembered_of_a_transfer_that_goes_back(whole: Story) -> None:
+    whole.cloud.fail("attach")
+    await whole.stops()
+    await begun_to_go_back(whole, "delete_volume")
+    whole.store.request(ID, "finish", {})
+    with pytest.raises(Refused, match="cannot go forward"):
+        await whole.engine.carry(ID)
+    assert not whole.store.pending(ID)
+
+
+async def test_when_both_sides_were_deleted_nothing_is_waited_for(
+    whole: Story, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def nothing_there(scene: object) -> str:
+        return "nothing is mounted on /srv/data"
+
+    whole.cloud.fail("detach")
+    await whole.stops()
+    target = (await whole.target()).id
+    monkeypatch.setattr(whole.guest, "not_on_targets", nothing_there)
+    whole.cloud.forget(target)
+    assert "the target is not mounted where it should be" in (await whole.stops()).what
+    whole.cloud.forget(whole.source)
+    with pytest.raises(Refused, match="no way back"):
+        await whole.engine.take_back(ID, accept_loss=True)
+    assert (await whole.engine.carry(ID)).state is State.DONE
+    state = whole.store.receipts(ID)["detach"]["state"]
+    assert state == "detached, and somebody deleted source and target of data"
+
+
 # ---- a deleted server, and what was heard of its cutover -----------------------------------------
 
 
@@ -561,9 +733,7 @@ async def test_an_outcome_that_was_told_outlives_its_server(
     whole: Story, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The guest stayed on the target, and something was wrong there; then the server goes."""
-    wrong = whole.guest.committed.model_copy(update={"reason": "db.service died"})
-    monkeypatch.setattr(whole.guest, "committed", wrong)
-    await whole.stops()
+    await stays_on_the_target_with_a_reason(whole, monkeypatch)
     await server_is_deleted(whole)
     with pytest.raises(Refused, match="no way back: somebody deleted server"):
         await whole.engine.take_back(ID, accept_loss=True)
