@@ -606,11 +606,14 @@ class Pass(Noun):
         return self.files_compared + self.chunks_compared
 
 
+Side: TypeAlias = Literal["source", "target"]
+
+
 class Outcome(Noun):
     """How a cutover ended, as the guest wrote it on its own disk."""
 
     result: Literal["committed", "reverted"]
-    live: Literal["source", "target"]
+    live: Side
     reason: str = ""
     downtime_s: float = 0.0
     parts: dict[str, float] = Field(default_factory=dict)
@@ -626,6 +629,8 @@ class Outcome(Noun):
     """Reverted after services had run on the target for so long (wall clock)."""
     fstab_changes: tuple[str, ...] = ()
     """Lines that had to name the filesystem instead of the disk, in words."""
+    job_id: str = ""
+    """Of the guest's job that ended so: each outcome is told once."""
 
 
 class State(enum.StrEnum):

@@ -46,7 +46,7 @@ class Guest:
 
     def __init__(self, cloud: FakeCloud, server_id: str) -> None:
         self.cloud, self.server_id = cloud, server_id
-        self.live, self.rule = "source", False
+        self.live, self.rule, self.job = "source", False, "pass"
 
     async def install(self, sources: Sequence[DiskRef]) -> Receipt:
         return {"state_dir": "/var/lib/volferry/" + ID}
@@ -69,10 +69,10 @@ class Guest:
         return Disk(path="/dev/vdx", size_bytes=ref.size_bytes, serial=ref.volume_id[:20])
 
     async def last_job(self) -> str:
-        return "cutover"
+        return self.job
 
-    async def not_on_targets(self, scene: Any) -> str:
-        return "" if self.live == "target" else "the source is mounted"
+    async def not_on(self, scene: Any, side: str, but: Sequence[str] = ()) -> str:
+        return "" if self.live == side else f"the {self.live} is mounted"
 
     async def stop_job(self) -> None:
         pass
@@ -91,7 +91,7 @@ class Method:
         return Outlook(Prediction(total_s=0.1), gains=False)
 
     async def cutover(self, scene: Context) -> Outcome:
-        scene.guest.live = "target"
+        scene.guest.live, scene.guest.job = "target", "cutover"
         return Outcome(result="committed", live="target", downtime_s=1.0)
 
     async def leave(self, scene: Context) -> None:
@@ -101,12 +101,13 @@ class Method:
         return False
 
     async def cutback(self, scene: Context) -> Outcome:
-        scene.guest.live = "source"
+        scene.guest.live, scene.guest.job = "source", "cutback"
         return Outcome(result="reverted", live="source")
 
-    async def outcome(self, scene: Context, job: str = "cutover") -> Outcome | None:
-        committed = Outcome(result="committed", live="target")
-        return committed if scene.guest.live == "target" else None
+    async def outcome(self, scene: Context, job: str, *, forward: bool) -> Outcome | None:
+        if job == "cutover":
+            return Outcome(result="committed", live="target")
+        return Outcome(result="reverted", live="source", job_id="back")
 
 
 @dataclasses.dataclass

@@ -303,7 +303,7 @@ def test_once_the_guest_has_forgotten_the_way_back_there_is_only_the_way_forward
     assert gone
     for done in gone:
         assert done.live == "target" and done.back == done.asked
-        assert done.asked.ended.startswith("Refused") or done.asked.ended == "done", done.asked
+        assert done.asked.ended.startswith("NoWayBack") or done.asked.ended == "done", done.asked
 
 
 def test_a_rollback_that_is_cut_at_any_moment_and_said_again_leaves_nothing(

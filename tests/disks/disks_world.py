@@ -217,6 +217,13 @@ class World:
     def stop_writer(self) -> None:
         subprocess.run(["/bin/sh", "-c", self.stop_command], check=True, timeout=20)
 
+    def target_is_taken(self) -> None:
+        """By somebody who stopped the service before it."""
+        self.stop_writer()
+        for path in reversed(self.data):
+            shell("umount", path)
+        self.disks.unplug(self.target)
+
     def end_writer(self) -> None:
         """Every one: a cutover that was killed as it started the service starts it again, and the
         first one, which had not written its pid yet, has no pid file any more."""

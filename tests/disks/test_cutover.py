@@ -90,6 +90,17 @@ def test_going_back_brings_the_source_up_again(world: World) -> None:
     assert not (world.data[0] / "later").exists()
 
 
+def test_going_back_from_a_target_that_somebody_took_out(world: World) -> None:
+    last = running(world)
+    world.target.linked()
+    cut_over(world, last)
+    world.target_is_taken()
+    world.guest.start("cutback", {})
+    outcome = world.guest.wait()["result"]["outcome"]
+    assert (outcome["result"], outcome["live"], outcome["problems"]) == ("reverted", "source", [])
+    world.assert_live("source")
+
+
 def test_going_back_twice_is_refused_and_harmless(world: World) -> None:
     running(world)
     with pytest.raises(Told, match="there was no cutover"):

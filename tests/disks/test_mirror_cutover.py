@@ -43,6 +43,7 @@ def mirrored(world: World, fstype: str = "ext4", mutation: str = "") -> Mirrored
     world.start_writer()
     mirror = Mirrored(world).mutate(mutation).track()
     world.clone()
+    world.target.linked()
     mirror.begin()
     mirror.until_compared()
     return mirror
@@ -177,6 +178,17 @@ def test_after_one_that_was_taken_back_a_second_cutover_succeeds(world: World) -
     assert (outcome["result"], outcome["live"]) == ("reverted", "source"), outcome
     world.assert_live("source")
     assert hidden(world)
+
+
+def test_going_back_from_a_target_that_somebody_took_out(world: World) -> None:
+    mirror = mirrored(world)
+    mirror.cut_over()
+    assert mirror.wait()["error"] is None
+    world.target_is_taken()
+    world.guest.start("cutback", {})
+    outcome = world.guest.wait()["result"]["outcome"]
+    assert (outcome["result"], outcome["live"], outcome["problems"]) == ("reverted", "source", [])
+    world.assert_live("source")
 
 
 def test_what_a_service_writes_while_it_stops_is_followed_meanwhile(world: World) -> None:

@@ -208,7 +208,7 @@ async def test_every_mount_has_to_show_the_target_of_its_own_volume(
     guest = Agent()
     guest.disks_found, guest.mounted.text = disks, table
 
-    assert await guest.not_on_targets(scene(guest)) == wrong
+    assert await guest.not_on(scene(guest), "target") == wrong
 
 
 async def test_a_source_that_is_reached_by_two_disks_meanwhile_is_not_cut_over(
@@ -255,7 +255,7 @@ async def test_a_guest_that_may_wait_for_us_is_asked_quickly_while_its_services_
 
     ctx.sleep = note_pause  # type: ignore[method-assign]
     told = {"deadline_s": 60.0, "flag": "--cutover-timeout", "meanwhile": hear if awaits else None}
-    await guest.result_of(ctx, "cutover", **told)
+    await guest.result_of(ctx, "cutover", wait=True, **told)
 
     down = phases.index("settling") - 1  # the first look was the one for whether it runs
     assert heard == (phases[1:] if awaits else [])
@@ -264,6 +264,14 @@ async def test_a_guest_that_may_wait_for_us_is_asked_quickly_while_its_services_
     else:
         assert min(slept[1:down]) > AWAITED_POLL_S
     assert slept[-1] > max(slept[:down]) or not awaits, "a service that settles has time"
+
+
+async def test_what_runs_has_no_result_for_who_does_not_wait() -> None:
+    guest = Switching(["awaiting"])
+    never = {"deadline_s": 60.0, "flag": "--cutover-timeout"}
+
+    assert await guest.result_of(scene(guest), "cutover", wait=False, **never) is None
+    assert await guest.result_of(scene(guest), "cutover", wait=False, **never) == {}
 
 
 class Restarted(Agent):

@@ -82,7 +82,7 @@ class MirroringGuest:
         return []
 
     async def result_of(self, scene: Any, job: str, **named: Any) -> Json | None:
-        self.waits_s.append(named["deadline_s"])
+        self.waits_s.append(named["deadline_s"] if named["wait"] else 0.0)
         return self.results.get(job)
 
     async def run_job(self, scene: Any, job: str, *more: Any, **named: Any) -> Json:
@@ -172,13 +172,23 @@ async def test_what_a_cutover_noted_is_told_once_and_that_of_the_next_one_too(
     gone = "the source is no standby: its mirror ended before it was one"
     guest.results["cutover"] = switch(gone)
 
-    await Mirror().outcome(scene)
-    await Mirror().outcome(scene_of(guest, line=scene.line))
+    await Mirror().outcome(scene, "cutover", forward=True)
+    await Mirror().outcome(scene_of(guest, line=scene.line), "cutover", forward=True)
     assert notes(scene) == [f"cutover: {gone}"]
 
     guest.results["cutover"] = switch(gone, job_id="cutover-3-cd")
-    await Mirror().outcome(scene)
+    await Mirror().outcome(scene, "cutover", forward=True)
     assert notes(scene) == [f"cutover: {gone}"] * 2
+
+
+async def test_a_way_back_is_waited_for_by_who_goes_forward_alone(guest: MirroringGuest) -> None:
+    """Else it is joined, and its source put in: to wait would be to let it fail."""
+    scene = scene_of(guest)
+    for forward, waits in ((False, False), (True, True)):
+        await Mirror().outcome(scene, "cutback", forward=forward)
+        assert (guest.waits_s[-1] > 0) is waits
+    await Mirror().outcome(scene, "cutover", forward=False)
+    assert guest.waits_s[-1] > 0, "how a cutover ends is to be known before anything is asked"
 
 
 async def test_what_the_way_back_noted_is_told(guest: MirroringGuest) -> None:
@@ -320,7 +330,7 @@ async def test_a_cutover_that_settles_for_long_is_waited_for_as_long_after_a_kil
 
     await Mirror().cutover(scene)
     began = list(guest.waits_s)
-    await Mirror().outcome(scene)
+    await Mirror().outcome(scene, "cutover", forward=True)
 
     assert min(began) > 3600.0
     assert set(guest.waits_s) == set(began)

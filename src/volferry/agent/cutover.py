@@ -690,7 +690,10 @@ class Cutover(Recorded):
             if not self.is_partly_committed():
                 live = "reverted"
                 raise AgentError("refused", "the source is the live side already")
-            self.note(mounts=[plan._asdict() for plan in self.sides.plan_mounts("target")])
+            if self.sides.is_whole("target"):
+                self.note(mounts=[plan._asdict() for plan in self.sides.plan_mounts("target")])
+            else:  # what was mounted when it cut over is all that is known
+                self.notes.append("somebody took the target out of the guest")
             self.remember_units([unit["name"] for unit in self.request.get("units", [])])
             # Without a standby the source has the volumes that it was left with.
             self.remember_layers(SIDES if self.record.get("standby") else ["target"])

@@ -25,6 +25,7 @@ from volferry.agent.basics import (
 from volferry.agent.blocks import DiskFile, Range, beyond_source, put_zeros
 from volferry.agent.disks import (
     blkid,
+    look_for,
     resolve,
     resolve_device,
     set_disk_read_only,
@@ -235,7 +236,8 @@ class BlocksMover:
         except AgentError as error:
             Log.say("the mirror cannot hide the target: {}".format(error.what))
             for one in self.cutover.record["withheld"] or []:
-                hide_again(self.place, one["target"], ranges_of(one))
+                if look_for(self.place, one["target"]) is not None:  # else nobody can see it
+                    hide_again(self.place, one["target"], ranges_of(one))
         self.cutover.note(shown=False)
 
     def put_away(self) -> None:

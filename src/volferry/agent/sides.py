@@ -108,6 +108,9 @@ class Sides:
     def source_is_gone(self) -> bool:
         return not self.disks("source")
 
+    def is_whole(self, side: str) -> bool:
+        return len(self.disks(side)) == len(self.pairs)
+
     def check_devices(self) -> None:
         for pair in self.pairs:
             source, target = (

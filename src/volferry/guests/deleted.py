@@ -18,8 +18,8 @@ class DeletedGuest:
     def __init__(self, server: Server, transfer_id: str) -> None:
         self._server, self._transfer = server, transfer_id
 
-    async def not_on_targets(self, scene: object) -> str:
-        del scene  # where nothing is mounted nothing is mounted wrongly
+    async def not_on(self, scene: object, side: str, but: object = ()) -> str:
+        del scene, side, but  # where nothing is mounted nothing is mounted wrongly
         return ""
 
     async def last_job(self) -> str:

@@ -11,7 +11,7 @@ import hashlib
 import json
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 from volferry.agent import program
@@ -27,6 +27,7 @@ from volferry.model import (
     Plan,
     Progress,
     Receipt,
+    Side,
     Timeouts,
 )
 
@@ -216,31 +217,34 @@ class LinuxGuest:
         """Every disk that the guest shows."""
         return linux_facts.disks(await self.ask_facts([], [], 0.0))
 
-    async def not_on_targets(self, scene: Scene) -> str:
-        """What is wrong when a planned mount point does not show its target; empty when all do."""
-        pairs = self.pairs(scene)
-        found = (await self._ask("find", {"refs": [pair["target"] for pair in pairs]}))["disks"]
+    async def not_on(self, scene: Scene, side: Side, but: Collection[str] = ()) -> str:
+        """What is wrong when a planned mount point does not show this side; empty when all do.
+
+        ``but``: ids of sources whose mounts are not looked at."""
+        pairs = [one for one in self.pairs(scene) if one["source"]["volume_id"] not in but]
+        found = (await self._ask("find", {"refs": [pair[side] for pair in pairs]}))["disks"]
         table = await self._channel.run(
             ["cat", "/proc/self/mountinfo"], timeout_s=self._timeouts.answer_s
         )
         entries = mounts.parse(table.text)
         for pair, disk in zip(pairs, found, strict=True):
             if disk["state"] == "absent":
-                return f"volume {pair['target']['volume_id']} is not in the guest"
+                return f"volume {pair[side]['volume_id']} is not in the guest"
             moving = _moving(scene.plan.guest, pair["source"]["volume_id"])
             wrong = _not_shown(disk, moving, entries)
             if wrong:
                 return wrong
-        return await self._not_below(_stacked(scene.plan.guest), found, entries)
+        stacked = [fs for fs in _stacked(scene.plan.guest) if fs.volume_id not in but]
+        return await self._not_below(stacked, found, entries)
 
     async def _not_below(
         self,
         filesystems: Sequence[Filesystem],
-        targets: Sequence[Json],
+        disks: Sequence[Json],
         entries: Sequence[mounts.Entry],
     ) -> str:
-        """What is wrong when filesystems on layers are not mounted or do not lie on the targets."""
-        wanted = {disk["path"] for disk in targets}
+        """What is wrong when filesystems on layers are not mounted or do not lie on these disks."""
+        wanted = {disk["path"] for disk in disks}
         for fs in filesystems:
             for target in (m.target for m in fs.mounts):
                 if all(entry.target != target for entry in entries):
@@ -248,9 +252,9 @@ class LinuxGuest:
             done = await self._channel.run(
                 ["lsblk", "-nrspo", "NAME,TYPE", fs.device], timeout_s=self._timeouts.answer_s
             )
-            disks = {line.split()[0] for line in done.text.splitlines() if line.endswith(" disk")}
-            if not disks or disks - wanted:
-                where = ", ".join(sorted(disks)) or "nothing that lsblk knows"
+            below = {line.split()[0] for line in done.text.splitlines() if line.endswith(" disk")}
+            if not below or below - wanted:
+                where = ", ".join(sorted(below)) or "nothing that lsblk knows"
                 return f"{fs.device} lies on {where}, not on {', '.join(sorted(wanted))}"
         return ""
 
@@ -480,13 +484,16 @@ class LinuxGuest:
         scene: Scene,
         job: str,
         *,
+        wait: bool,
         deadline_s: float,
         flag: str,
         meanwhile: Meanwhile | None = None,
     ) -> Json | None:
-        """The result of a job of this kind that was begun, awaiting its end; None if none was."""
+        """The result of the job that was begun last; None when that was of another kind.
+
+        ``wait``: for the end of one that has not ended; else it has none either."""
         status = await self._ask("status", {})
-        if status["job"] != job:
+        if status["job"] != job or not (wait or status["state"] == "ended"):
             return None
         if status["state"] == "died":
             await self._ask("start", {"job": job, "job_id": status["job_id"], "request": {}})

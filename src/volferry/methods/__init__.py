@@ -11,7 +11,7 @@ import importlib
 import pkgutil
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol, TypeAlias
 
 from volferry.model import (
     CloudFacts,
@@ -27,6 +27,9 @@ from volferry.model import (
     Unit,
     Wanted,
 )
+
+Job: TypeAlias = Literal["cutover", "cutback"]
+"""A switch of the services from one side to the other, as the guest calls it."""
 
 ASSUMED_UNIT_S = 1.0
 UNIT_CALLS = 2
@@ -177,9 +180,12 @@ class Method(abc.ABC):
     def content(self, scene: Scene) -> Json:
         """What is copied, in the shape that the agent's cutover takes."""
 
-    def meanwhile(self, scene: Scene, job: str) -> Callable[[Json], Awaitable[None]] | None:
-        """What a cutover or cutback in the guest needs done from outside, told each status."""
-        del scene, job
+    def meanwhile(
+        self, scene: Scene, job: Job, *, plug: bool
+    ) -> Callable[[Json], Awaitable[None]] | None:
+        """What a switch in the guest needs done from outside, told each status: its sources put in
+        (``plug``), or taken out."""
+        del scene, job, plug
         return None
 
     # ---- the cutover, which is the same for all but for its content ------------------------------
@@ -216,11 +222,11 @@ class Method(abc.ABC):
             self._switch(scene, sides),
             deadline_s=_hears_within(scene),
             what="cutover",
-            meanwhile=self.meanwhile(scene, "cutover"),
+            meanwhile=self.meanwhile(scene, "cutover", plug=False),
             flag="--cutover-timeout",
             uninterrupted=True,
         )
-        outcome = await self.outcome(scene)
+        outcome = await self.outcome(scene, "cutover", forward=True)
         assert outcome is not None
         return outcome.model_copy(update={"fstab_changes": tuple(changes)})
 
@@ -234,24 +240,27 @@ class Method(abc.ABC):
             {},  # the guest has kept what the cutover was told
             deadline_s=3 * timeouts.cutover_s + timeouts.attach_s,
             what="going back to the source",
-            meanwhile=self.meanwhile(scene, "cutback"),
+            meanwhile=self.meanwhile(scene, "cutback", plug=True),
             flag="--cutover-timeout",
             uninterrupted=True,
         )
         return await _heard(scene, "cutback", result)
 
-    async def outcome(
-        self, scene: Scene, job: Literal["cutover", "cutback"] = "cutover"
-    ) -> Outcome | None:
-        """What the guest knows of a switch that was begun last; None when that was another.
+    async def outcome(self, scene: Scene, job: Job, *, forward: bool) -> Outcome | None:
+        """How the switch that the guest began last has ended; None when that was another job.
 
-        A way back is waited for and not helped: its sources are attached by ``cutback`` alone."""
+        A cutover that runs is waited for. So is a way back going ``forward``, where it has lost its
+        sources: those that are there are taken out, as beside one the target may not be shown. Else
+        one that runs is None: ``cutback`` joins it.
+        """
+        on_target = job == "cutover" or forward
         result: Json | None = await scene.guest.result_of(
             scene,
             job,
+            wait=on_target,
             deadline_s=_hears_within(scene),
             flag="--cutover-timeout",
-            meanwhile=self.meanwhile(scene, job) if job == "cutover" else None,
+            meanwhile=self.meanwhile(scene, job, plug=False) if on_target else None,
         )
         return await _heard(scene, job, result) if result else None
 
@@ -263,12 +272,12 @@ def _hears_within(scene: Scene) -> float:
     return 3 * wanted.timeouts.cutover_s + wanted.settle_s + wanted.timeouts.attach_s
 
 
-async def _heard(scene: Scene, job: str, result: Json) -> Outcome:
+async def _heard(scene: Scene, job: Job, result: Json) -> Outcome:
     """The outcome in what a switch ended with; what the guest noted on the way is told."""
     what = "going back" if job == "cutback" else job
     for number, text in enumerate(result["notes"], start=1):
         await scene.tell_note(f"{result['job_id']}.{number}", f"{what}: {text}")
-    return Outcome.model_validate(result["outcome"])
+    return Outcome.model_validate({**result["outcome"], "job_id": result["job_id"]})
 
 
 def all_methods() -> list[Method]:

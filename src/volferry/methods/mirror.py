@@ -8,13 +8,14 @@ What is compared: by default every chunk of both disks, while the service runs; 
 written later is compared again after it was copied, the last ones inside the cutover.
 """
 
+import contextlib
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import ClassVar
 
-from volferry.errors import Retry, Stop
+from volferry.errors import NotFound, Retry, Stop
 from volferry.guests import stacks
-from volferry.methods import Method, Outlook, Scene, mount_units_s, predicted, unclear, units_s
+from volferry.methods import Job, Method, Outlook, Scene, mount_units_s, predicted, unclear, units_s
 from volferry.methods.rsync import ASSUMED_COMMIT_S, ASSUMED_MOUNT_S, GAIN
 from volferry.model import (
     CloudFacts,
@@ -334,11 +335,13 @@ class Mirror(Method):
             "keep_standby": scene.plan.wanted.keep_standby,
         }
 
-    def meanwhile(self, scene: Scene, job: str) -> Callable[[Json], Awaitable[None]] | None:
+    def meanwhile(
+        self, scene: Scene, job: Job, *, plug: bool
+    ) -> Callable[[Json], Awaitable[None]] | None:
         if not self.detaches_first(scene.plan.guest):
             return None
         server, sources = scene.plan.cloud.server.id, scene.plan.cloud.sources
-        what = "detached before the commit" if job == "cutover" else "attached again"
+        what = "attached again" if plug else "detached before the commit"
         asked = False
 
         async def when_awaited(status: Json) -> None:
@@ -348,13 +351,14 @@ class Mirror(Method):
             for source in sources:
                 if not asked:
                     await scene.tell("note", text=f"{source.label} is {what}")
-                if job == "cutback":
+                if plug:
                     # Each time: as long as it is still on its way out it is in the server's list,
                     # and attaching it does nothing.
                     as_before = scene.plan.cloud.attached_as(source.id)
                     await scene.cloud.attach(server, source.id, **as_before)
                 elif not asked:
-                    await scene.cloud.detach(server, source.id)
+                    with contextlib.suppress(NotFound):  # deleted, which is out as well
+                        await scene.cloud.detach(server, source.id)
             asked = True
 
         return when_awaited

@@ -29,7 +29,7 @@ from volferry.model import (
 from volferry.report import infra
 from volferry.report.phases import PHASE_OF, PHASES, phase_of
 from volferry.report.words import counted, duration, listed, plain, size, when
-from volferry.steps.cutover import UNKNOWN
+from volferry.steps.switch import heard
 
 if TYPE_CHECKING:
     from volferry.store import Store
@@ -90,7 +90,7 @@ class Report(Noun):
     cutover: Outcome | None = None
     """The cutover that was committed."""
     side_unknown: bool = False
-    """Ended by the operator's word: the deleted server alone knew how the cutover had ended."""
+    """Of a transfer that has ended: the deleted server alone knew how its last switch had."""
     reverted: tuple[Outcome, ...] = ()
     """Cutovers that the guest took back; each had a downtime of its own."""
     predicted: Prediction | None = None
@@ -143,8 +143,11 @@ def tell(
     """The same, from what the store holds."""
     plan = transfer.plan
     outcomes = _outcomes(events)
-    cutover = receipts.get("cutover", {}).get("outcome", {})
-    committed = _outcome(cutover)
+    committed = _outcome(receipts.get("cutover", {}).get("outcome"))
+    switch = heard(events)
+    side_unknown = bool(
+        receipts.get("detach", {}).get("server_deleted") and switch and not switch.live
+    )
     final = committed.final_pass if committed else None
     live = [one for one in passes if not one.final]
     every = (*live, final) if final else (*passes,)
@@ -154,7 +157,7 @@ def tell(
     moved = [
         (pair, move.target)
         for pair, move in zip(plan.pairs, moves, strict=True)
-        if move.target and ended
+        if move.target and ended and not side_unknown
     ]
     tidy = receipts.get("tidy", {})
     return Report(
@@ -168,7 +171,7 @@ def tell(
         method=plan.method,
         moves=moves,
         cutover=committed,
-        side_unknown=cutover.get("result") == UNKNOWN,
+        side_unknown=side_unknown,
         reverted=tuple(o for o in outcomes if o.result == "reverted"),
         predicted=_prediction(receipts),
         max_downtime_s=plan.wanted.max_downtime_s,

@@ -76,7 +76,7 @@ class Attach(Step):
         # Whatever the journal says of the cutover: a service may have its data there.
         mounted = any(fs.mounts for fs in ctx.plan.guest.filesystems)
         standing = self.name in ctx.known and ctx.guest.is_there
-        if mounted and standing and not await ctx.guest.not_on_targets(ctx):
+        if mounted and standing and not await ctx.guest.not_on(ctx, "target"):
             raise Doubt(
                 "the target is mounted where the service has its data",
                 data="nothing was taken away: the target may be the live side",

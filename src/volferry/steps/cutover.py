@@ -2,18 +2,16 @@
 
 import datetime as dt
 import time
-from typing import ClassVar, Literal
+from typing import ClassVar
 
-from volferry.errors import NoWayBack, Stop
+from volferry.errors import Doubt, NoWayBack, Stop
 from volferry.methods import Outlook
 from volferry.model import Json, Outcome, Plan, Prediction, Receipt
 from volferry.steps.attach import unplug
 from volferry.steps.gate import Decision, decide
-from volferry.steps.heard import Heard, heard
+from volferry.steps.gone import deleted_sources, deleted_targets, target_ids
 from volferry.steps.step import Context, Phase, Step, Undo
-
-UNKNOWN = "unknown"
-"""How a cutover ended of which the guest alone knew, and the guest is not there any more."""
+from volferry.steps.switch import Switch, heard, last_switch
 
 # Between two passes while a gate is closed: the service has the disk for most of the time.
 PACE_S = (2.0, 30.0)
@@ -34,70 +32,55 @@ class Cutover(Step):
         return {"state": _state("…")}
 
     async def costs(self, ctx: Context, receipt: Receipt) -> Undo:
-        outcome, told = receipt["outcome"], heard(ctx)
-        if outcome.get("result") == UNKNOWN:
+        last = await last_switch(ctx)
+        if last and last.live == "source":
+            # What was written to the target meanwhile is asked for once: when it is gone back from,
+            # or when the guest left it by itself.
+            return Undo.CONSENT if last.begun == "cutover" else Undo.FREE
+        if last and last.begun == "cutover" and not (last.live or ctx.guest.is_there):
             return Undo.UNKNOWN
-        if outcome.get("result") != "reverted":
-            if told and told.live == "source":
-                return Undo.FREE  # it has gone back; only that was not written down
-            await _refuse_without_a_way_back(ctx, told)
-        return Undo.FREE if outcome.get("standby") else self.undo_costs
+        await _refuse_without_a_way_back(ctx, last)
+        return Undo.FREE if receipt["outcome"].get("standby") else self.undo_costs
 
     async def find(self, ctx: Context) -> Receipt | None:
-        told = heard(ctx)
-        if not ctx.guest.is_there:
-            return self._of_a_deleted_guest(ctx, told)
-        job: Literal["cutover", "cutback"] = "cutover"
-        if await ctx.guest.last_job() == "cutback":
-            # Nobody goes forward from there but where somebody took the way back away. The guest
-            # ends by itself what it has begun, and the target is all that it can end on.
-            job = "cutback"
-        outcome: Outcome | None = await ctx.method.outcome(ctx, job)
-        if outcome and not (told and told.begun == job and told.live):
-            await ctx.tell("outcome", **outcome.model_dump(mode="json"))
-        if job == "cutback" and told and told.cutover:
-            outcome = Outcome.model_validate(told.cutover)
-        return self._receipt(ctx, outcome) if outcome and outcome.result == "committed" else None
+        told = heard(ctx.line.events())
+        last = await last_switch(ctx, forward=True)
+        if last is None:
+            return None
+        if last.begun == "cutback":
+            return self._receipt(ctx, await committed_still(ctx, last), seen=bool(last.live))
+        if not last.live:
+            self._needs_a_word(ctx, last)
+            return self._receipt(ctx, None, seen=False)
+        if last.live == "source":
+            return None
+        outcome = Outcome.model_validate(last.outcome)
+        if not (told and told.live):  # else it was said, and to go on is somebody's word
+            _stop_for_the_reason(ctx, outcome)
+        return self._receipt(ctx, outcome)
 
     async def left_behind(self, ctx: Context) -> Receipt | None:
-        told = heard(ctx)
-        if not ctx.guest.is_there:
-            if told is None:
-                return None
-            outcome = told.cutover or {"result": UNKNOWN}
-            free = outcome["result"] == "reverted" and not outcome["was_live_s"]
-            return None if free else {"outcome": outcome}
-        # Going back has begun: what the guest said of the cutover is gone by then, and to take that
-        # for "there was none" would delete the target below a service that still runs on it.
-        if await ctx.guest.last_job() == "cutback":
-            return {"outcome": told.cutover if told else {}}
-        found: Outcome | None = await ctx.method.outcome(ctx)
-        if found and (found.result == "committed" or found.was_live_s):
-            return self._receipt(ctx, found)
-        return None
-
-    def _of_a_deleted_guest(self, ctx: Context, told: Heard | None) -> Receipt | None:
-        if told is None:
+        last = await last_switch(ctx)
+        if last is None:
             return None
-        if told.cutover:
-            outcome = Outcome.model_validate(told.cutover)
-            return self._receipt(ctx, outcome) if outcome.result == "committed" else None
+        taken_back = last.begun == "cutover" and last.live == "source"
+        if taken_back and not (last.outcome or {}).get("was_live_s"):
+            return None
+        return {"outcome": last.cutover or {}}
+
+    def _needs_a_word(self, ctx: Context, last: Switch) -> None:
+        """Of a guest that was deleted in the middle of its cutover."""
+        if any(request.at > last.at for request in ctx.requests("finish")):
+            return
         server = ctx.plan.cloud.server
-        if not ctx.requests("finish"):
-            raise Stop(
-                f"server '{server.name}' ({server.id}) was deleted in the middle of the cutover, "
-                "and alone knew which side it had ended on",
-                data="no volume was deleted: one of source and target has all that the service "
-                "wrote\nattach both to another server to see which",
-                hint=f"volferry finish {ctx.transfer_id}     ends it, and keeps both\n"
-                f"volferry rollback {ctx.transfer_id} --accept-loss   deletes the target",
-            )
-        return {
-            "outcome": {"result": UNKNOWN},
-            "state": "went with its server, which alone knew where it ran last",
-            "volume_ids": target_ids(ctx),
-            "fstab_changes": [],
-        }
+        raise Stop(
+            f"server '{server.name}' ({server.id}) was deleted in the middle of the cutover, and "
+            "alone knew which side it had ended on",
+            data="no volume was deleted: one of source and target has all that the service wrote\n"
+            "attach both to another server to see which",
+            hint=f"volferry finish {ctx.transfer_id}     ends it, and keeps both\n"
+            f"volferry rollback {ctx.transfer_id} --accept-loss   deletes the target",
+        )
 
     async def do(self, ctx: Context) -> Receipt:
         prediction = await self._gate(ctx)
@@ -110,30 +93,21 @@ class Cutover(Step):
                 data=_left_with(ctx, outcome),
                 hint=_ways_on(ctx, outcome),
             )
-        if outcome.reason:
-            # It could not go back: the source of a stack is detached before the commit. To go on is
-            # to protect the only other side, so somebody has to look at the service first.
-            raise Stop(
-                f"the guest stayed on the target, and something is wrong there: {outcome.reason}",
-                data="the target is the live side, with all that was written to the source; "
-                "services may be down there",
-                hint="mend it in the guest, then\n"
-                f"volferry resume {ctx.transfer_id}     goes on to detach and protect the source\n"
-                f"volferry rollback {ctx.transfer_id} --accept-loss   goes back to it",
-            )
+        _stop_for_the_reason(ctx, outcome)
         return {
             **self._receipt(ctx, outcome),
             "predicted": prediction.model_dump(mode="json"),
         }
 
-    def _receipt(self, ctx: Context, outcome: Outcome) -> Receipt:
-        downtime_s = round(outcome.downtime_s, 3)
+    def _receipt(self, ctx: Context, outcome: Outcome | None, *, seen: bool = True) -> Receipt:
+        """``seen``: on which side the service ran last."""
+        downtime_s = round(outcome.downtime_s, 3) if outcome else None
         return {
-            "outcome": outcome.model_dump(mode="json"),
-            "state": _state(downtime_s),
+            "outcome": outcome.model_dump(mode="json") if outcome else {},
+            "state": _state("…" if downtime_s is None else downtime_s) if seen else _UNSEEN,
             "downtime_s": downtime_s,
             "volume_ids": target_ids(ctx),
-            "fstab_changes": list(outcome.fstab_changes),
+            "fstab_changes": list(outcome.fstab_changes) if outcome else [],
         }
 
     async def _gate(self, ctx: Context) -> Prediction:
@@ -178,26 +152,44 @@ class Cutover(Step):
     async def undo(self, ctx: Context, receipt: Receipt) -> None:
         if receipt["outcome"].get("result") == "reverted" or not ctx.guest.is_there:
             return  # it has gone back by itself, or is gone itself
-        # First, so that it is known of a guest which is not heard again.
-        await ctx.tell("cutback", cutover=receipt["outcome"])
-        outcome: Outcome = await ctx.method.cutback(ctx)
+        outcome = await self._unheard(ctx)
+        if outcome is None:
+            # First, so that it is known of a guest which is not heard again.
+            await ctx.tell("cutback", cutover=receipt["outcome"])
+            outcome = await ctx.method.cutback(ctx)
         await ctx.tell("outcome", **outcome.model_dump(mode="json"))
+        again = f"volferry rollback {ctx.transfer_id} --accept-loss"
         if outcome.live != "source":
             await self._keep_away(ctx)
+            lost = await deleted_targets(ctx)
             raise Stop(
                 f"the guest could not go back to the source: {outcome.reason}",
-                data="the service was left on the target, which is complete",
-                hint=f"volferry logs {ctx.transfer_id}; mend what it names, then repeat "
-                f"volferry rollback {ctx.transfer_id} --accept-loss",
+                data=f"somebody deleted the target ({', '.join(lost)}); the source is as it was at "
+                "the cutover"
+                if lost
+                else "the service was left on the target, which is complete",
+                hint=f"volferry logs {ctx.transfer_id}; mend what it names, then repeat {again}",
             )
-        if outcome.problems:
+        deleted = [one.id for one in await deleted_sources(ctx)]
+        wrong = "; ".join(outcome.problems) or await ctx.guest.not_on(ctx, "source", deleted)
+        if wrong:
             raise Stop(
-                f"back on the source, but not everything came back: {'; '.join(outcome.problems)}",
+                f"back on the source, but not everything came back: {wrong}",
                 data="the source is the live side and as it was at the cutover; the target, with "
                 "what was written since, is kept until this is mended",
-                hint="mend it in the guest, then repeat: "
-                f"volferry rollback {ctx.transfer_id} --accept-loss",
+                hint=f"mend it in the guest, then repeat: {again}",
             )
+
+    async def _unheard(self, ctx: Context) -> Outcome | None:
+        """How a way back ended on the source whose end nobody was told: what it could not bring
+        back another one would not say again."""
+        told = heard(ctx.line.events())
+        if told is None or told.begun != "cutback" or told.live:
+            return None
+        last = await last_switch(ctx)
+        if last is None or last.begun != "cutback" or last.live != "source":
+            return None
+        return Outcome.model_validate(last.outcome)
 
     async def _keep_away(self, ctx: Context) -> None:
         """Sources that came too late for a guest which has shown its targets again: no rule of ours
@@ -207,20 +199,33 @@ class Cutover(Step):
                 await unplug(ctx, source.id)
 
 
-async def _refuse_without_a_way_back(ctx: Context, told: Heard | None) -> None:
+def _stop_for_the_reason(ctx: Context, outcome: Outcome) -> None:
+    """Of a guest that could not go back, as the source of a stack is detached before the commit. To
+    go on is to protect the only other side, so somebody has to look at the service first."""
+    if not outcome.reason:
+        return
+    raise Stop(
+        f"the guest stayed on the target, and something is wrong there: {outcome.reason}",
+        data="the target is the live side, with all that was written to the source; services may "
+        "be down there",
+        hint="mend it in the guest, then\n"
+        f"volferry resume {ctx.transfer_id}     goes on to detach and protect the source\n"
+        f"volferry rollback {ctx.transfer_id} --accept-loss   goes back to it",
+    )
+
+
+async def _refuse_without_a_way_back(ctx: Context, last: Switch | None) -> None:
     """Of a cutover that was committed: no guest, or no source, is no way back."""
     facts = ctx.plan.cloud
     missing = [] if ctx.guest.is_there else [f"server '{facts.server.name}' ({facts.server.id})"]
-    for source in facts.sources:
-        if await ctx.cloud.volume_if_any(source.id) is None:
-            missing.append(f"source {source.label} ({source.id})")
+    missing += [f"source {one.label} ({one.id})" for one in await deleted_sources(ctx)]
     if not missing:
         return
     data = "the target holds the service's data, and is kept"
-    if not ctx.guest.is_there and told and not told.live:
+    if last and not last.live:
         data = (
-            "the guest alone knew how far it had gone back: either side may have what was written "
-            "last, and both are kept"
+            "the guest had begun to go back, and its end was not heard: either side may have what "
+            "was written last, and both are kept"
         )
     if lost := await deleted_targets(ctx):
         data = f"the target was deleted as well: {', '.join(lost)}"
@@ -231,18 +236,23 @@ async def _refuse_without_a_way_back(ctx: Context, told: Heard | None) -> None:
     )
 
 
+async def committed_still(ctx: Context, last: Switch) -> Outcome | None:
+    """The cutover that a way back did not undo. Raises ``Doubt`` when it did: nobody goes forward
+    from there but where somebody deleted the source since."""
+    if last.live == "source":
+        raise Doubt(
+            "the guest had gone back to the source",
+            data="the target holds what was written until then, and is not mounted anywhere",
+            hint=f"volferry rollback {ctx.transfer_id}   ends it, and asks before the target goes",
+        )
+    return Outcome.model_validate(last.cutover) if last.cutover else None
+
+
+_UNSEEN = "went with its server, which alone knew where it ran last"
+
+
 def _state(downtime_s: float | str) -> str:
     return f"runs on the target; it was down for {downtime_s} s"
-
-
-def target_ids(ctx: Context) -> list[str]:
-    """In the order of the pairs."""
-    return [made["volume_id"] for made in ctx.known["target"]["targets"]]
-
-
-async def deleted_targets(ctx: Context) -> list[str]:
-    """Ids of the targets that are not there any more."""
-    return [one for one in target_ids(ctx) if await ctx.cloud.volume_if_any(one) is None]
 
 
 def is_standby(ctx: Context) -> bool:

@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from volferry.errors import Doubt, NotFound, Stop
-from volferry.model import Json, Plan, Receipt, Volume
+from volferry.model import Json, Pair, Plan, Receipt, Volume
 from volferry.steps.attach import appears, unplug
-from volferry.steps.cutover import deleted_targets, is_standby, target_ids
+from volferry.steps.cutover import committed_still, is_standby
+from volferry.steps.gone import deleted_targets, lost_pairs
 from volferry.steps.progress import follow, until_sure
 from volferry.steps.step import Context, Held, Phase, Step, Undo
+from volferry.steps.switch import Switch, heard, last_switch
 
 _SERVED = "the service still has its data on the target"
 DETACHED = f"detached; {_SERVED}"
@@ -37,6 +39,9 @@ class Detach(Step):
         return None
 
     async def left_behind(self, ctx: Context) -> Receipt | None:
+        gone_back = await _way_back(ctx)
+        if gone_back and gone_back.live == "source":
+            return None  # going forward from there has changed nothing
         sources = ctx.plan.cloud.sources
         in_use = [source for source in sources if await _is_in_use(ctx, source)]
         if _is_held(ctx) and len(in_use) == len(sources):
@@ -58,6 +63,8 @@ class Detach(Step):
             )
         began = time.monotonic()
         sources = ctx.plan.cloud.sources
+        if begun := await _way_back(ctx, forward=True):
+            await committed_still(ctx, begun)
         await self._look(ctx, "before the source is detached")
         await ctx.method.leave(ctx)
         deleted = []
@@ -80,22 +87,32 @@ class Detach(Step):
         }
 
     async def _look(self, ctx: Context, when: str) -> None:
-        wrong = await ctx.guest.not_on_targets(ctx)
-        lost = await _lost(ctx) if wrong else []
+        wrong = await ctx.guest.not_on(ctx, "target")
+        lost = await lost_pairs(ctx) if wrong else []
         if lost:
             # What cannot be mounted any more is nothing to wait for.
             await ctx.tell("note", text=f"{when}: {wrong}; {_no_copy(lost)}")
-        elif wrong:
+            wrong = await ctx.guest.not_on(ctx, "target", [pair.source.id for pair in lost])
+        if not wrong:
+            return
+        back = f"volferry rollback {ctx.transfer_id} --accept-loss   goes back to the source"
+        if deleted := await deleted_targets(ctx):
             raise Doubt(
                 f"{when} the target is not mounted where it should be: {wrong}",
-                data="the target holds the service's data; the source is unchanged since the "
-                "cutover",
-                hint="look at 'findmnt' and 'journalctl -b' in the guest, mount the target; then\n"
-                f"volferry resume {ctx.transfer_id}     goes on\n"
-                f"volferry rollback {ctx.transfer_id} --accept-loss   goes back to the source",
+                data=f"somebody deleted the target ({', '.join(deleted)}); the source is unchanged "
+                "since the cutover",
+                hint=back,
             )
+        raise Doubt(
+            f"{when} the target is not mounted where it should be: {wrong}",
+            data="the target holds the service's data; the source is unchanged since the cutover",
+            hint="look at 'findmnt' and 'journalctl -b' in the guest, mount the target; then\n"
+            f"volferry resume {ctx.transfer_id}     goes on\n{back}",
+        )
 
     async def undo(self, ctx: Context, receipt: Receipt) -> None:
+        if not ctx.guest.is_there:
+            return  # to be attached to nothing, and seen by nobody
         if ctx.method.detaches_first(ctx.plan.guest):
             # Its way back asks for the sources by itself, once the targets are hidden: until then
             # no rule of ours would keep both sides apart.
@@ -105,7 +122,10 @@ class Detach(Step):
         # was cut short between the rule and our record.
         await ctx.guest.quarantine([source.id for source in ctx.plan.cloud.sources])
         for source in ctx.plan.cloud.sources:
-            if (await ctx.cloud.volume(source.id)).status == "detaching":
+            now: Volume | None = await ctx.cloud.volume_if_any(source.id)
+            if now is None:
+                continue  # the cutover says what that means
+            if now.status == "detaching":
                 # It is still in the server's list, so that attaching it now would do nothing.
                 with contextlib.suppress(Stop):  # the guest may keep it, which is as good
                     await ctx.cloud.wait_detached(
@@ -127,27 +147,21 @@ async def _is_in_use(ctx: Context, source: Volume) -> bool:
     return now is not None and now.status == "in-use"
 
 
-async def _lost(ctx: Context) -> list[str]:
-    """Labels of the sources that were deleted like their targets."""
-    sources = ctx.plan.cloud.sources
-    gone = [one.id for one in sources if await ctx.cloud.volume_if_any(one.id) is None]
-    if not gone:
-        return []
-    targets = await deleted_targets(ctx)
-    return [
-        pair.label
-        for pair, target in zip(ctx.plan.pairs, target_ids(ctx), strict=True)
-        if pair.source.id in gone and target in targets
-    ]
+async def _way_back(ctx: Context, *, forward: bool = False) -> Switch | None:
+    """The way back that was begun, if one was."""
+    told = heard(ctx.line.events())
+    if told is None or told.begun != "cutback":
+        return None
+    return await last_switch(ctx, forward=forward)
 
 
-def _no_copy(lost: list[str]) -> str:
-    return f"somebody deleted source and target of {', '.join(lost)}"
+def _no_copy(lost: list[Pair]) -> str:
+    return f"somebody deleted source and target of {', '.join(pair.label for pair in lost)}"
 
 
 async def _state(ctx: Context, deleted: list[str]) -> str:
     if ctx.guest.is_there:
-        if lost := await _lost(ctx):
+        if lost := await lost_pairs(ctx):
             return f"detached, and {_no_copy(lost)}"
         gone = f", and somebody deleted {', '.join(deleted)}" if deleted else ""
         return f"detached{gone}; {_SERVED}"

@@ -52,7 +52,8 @@ class Protect(Step):
 
     async def undo(self, ctx: Context, receipt: Receipt) -> None:
         for source in receipt["sources"]:
-            await ctx.cloud.set_read_only(source["source_id"], False)
+            if await ctx.cloud.volume_if_any(source["source_id"]) is not None:
+                await ctx.cloud.set_read_only(source["source_id"], False)
 
 
 async def _look(ctx: Context) -> Receipt:

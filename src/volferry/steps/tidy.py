@@ -2,7 +2,7 @@
 
 from typing import ClassVar
 
-from volferry.errors import Refused, Stop
+from volferry.errors import NoWayBack, Stop
 from volferry.model import Json, Receipt
 from volferry.steps.snapshot import delete
 from volferry.steps.step import Context, Phase, Step, Undo
@@ -46,7 +46,7 @@ class Tidy(Step):
         Asked before anything is taken back, so that a transfer never stands where neither goes.
         """
         if not await ctx.guest.last_job():
-            raise Refused(
+            raise NoWayBack(
                 f"transfer '{ctx.transfer_id}' was all but finished: the guest has forgotten the "
                 "way back",
                 data="the service runs on the target; the source is unchanged since the cutover",
@@ -55,7 +55,7 @@ class Tidy(Step):
         return None
 
     async def costs(self, ctx: Context, receipt: Receipt) -> Undo:
-        raise Refused(
+        raise NoWayBack(
             "the transfer has ended; there is nothing left to go back with",
             data="the source volume is unchanged since the cutover",
             hint="to go back, stop the service, detach the target, attach the source "
