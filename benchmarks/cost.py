@@ -87,8 +87,9 @@ def _measure(
                 say(f"{name} {rate:.0f} writes/s, {alone[-2]:.0f} before and {alone[-1]:.0f} after")
     return {
         "writes_s": round(statistics.median(alone)),
-        "cost_tracking": round(statistics.median(cost["tracking"]), 3),
-        "cost_syncing": round(statistics.median(cost["syncing"]), 3),
+        # + 0.0: one of less than nothing is 0, not -0
+        "cost_tracking": round(statistics.median(cost["tracking"]), 3) + 0.0,
+        "cost_syncing": round(statistics.median(cost["syncing"]), 3) + 0.0,
         "cost_by_chance": round(_by_chance(alone), 3),
         "tracking_us_a_write": round(statistics.median(cpu_us), 2),
         "copied_mib_s": round(statistics.median(copied), 1),
