@@ -26,6 +26,9 @@ def command(
     guest. The source volume itself is never deleted. After this, going back is by hand; not to a
     source that was a standby (--keep-standby), whose hidden head and tail stay zero: it followed
     the target while the service ran, so it is no point in time, and nothing can mount it.
+
+    It also ends a transfer whose server or source somebody deleted after the cutover was begun, and
+    keeps every volume that is left.
     """
     from volferry import operations  # noqa: PLC0415 - loads the clouds' libraries
 
