@@ -1,6 +1,8 @@
 # $1 device, $2 mount point, $3 unit: 3000 small files, one file of 64 MiB, and a service that writes
 # 40 times a second in the middle of the large file and to a log.
 set -eu
+# udev watches a disk only once it has looked at it: what is written before, it does not see.
+udevadm settle
 mkfs.xfs -q -f "$1"; mkdir -p "$2"
 echo "UUID=$(blkid -s UUID -o value "$1") $2 xfs defaults,nofail 0 0" >> /etc/fstab
 systemctl daemon-reload

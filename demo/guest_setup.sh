@@ -4,6 +4,8 @@ set -eu
 device=$1
 version=$(ls /usr/lib/postgresql | sort -V | tail -n 1)
 
+# udev watches a disk only once it has looked at it: what is written before, it does not see.
+udevadm settle
 mkfs.xfs -q -L sourcevol "$device"
 mkdir -p /srv/data
 uuid=$(blkid -s UUID -o value "$device")

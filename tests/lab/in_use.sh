@@ -2,6 +2,8 @@
 # $6 unit, $7 how many KiB the writer strews about as well. Every line that it has forced to the
 # volume is acknowledged on the root disk.
 set -eu
+# udev watches a disk only once it has looked at it: what is written before, it does not see.
+udevadm settle
 device=$(readlink -f "$1"); mount=$2; fstype=$3
 if [ "$4" != whole ]; then
   printf 'label: %s\n,,L\n' "$4" | sfdisk -q "$device"; udevadm settle; device=${device}1

@@ -1,6 +1,8 @@
 # A device without a filesystem: $1 the disk, $2 the unit of the service that writes records to its
 # partition, each in a block of its own, and acknowledges them on the root disk.
 set -eu
+# udev watches a disk only once it has looked at it: what is written before, it does not see.
+udevadm settle
 device=$(readlink -f "$1")
 printf 'label: gpt\n,,L\n' | sfdisk -q "$device"; sfdisk -q --part-label "$device" 1 records
 udevadm settle

@@ -1,6 +1,8 @@
 # What lies between the disks ($2 …) and the filesystem: $1 is the stack. The last line says what it
 # offers: a device and how fstab is to name it.
 set -eu
+# udev watches a disk only once it has looked at it: what is written before, it does not see.
+udevadm settle
 stack=$1; shift
 first=$(readlink -f "$1"); all=$(readlink -f "$@")
 
