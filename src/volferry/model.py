@@ -387,12 +387,12 @@ class GuestFacts(Noun):
 
     def is_mounted(self, volume_id: str) -> bool:
         """Whether a mounted filesystem lies on that volume, or on layers that lie on it."""
-        mounted = [fs for fs in self.filesystems if fs.mounts]
-        names = {name for fs in mounted for name in fs.layers}
-        below = {fs.volume_id for fs in mounted}.union(
-            *(layer.volume_ids for layer in self.layers if layer.name in names)
-        )
-        return volume_id in below
+        return any(fs.mounts and volume_id in self.below(fs) for fs in self.filesystems)
+
+    def below(self, fs: Filesystem) -> set[str]:
+        """Ids of the moved volumes that a filesystem lies on, whatever is between."""
+        layers = (layer.volume_ids for layer in self.layers if layer.name in fs.layers)
+        return {fs.volume_id}.union(*layers)
 
 
 # ---- what the user asked for ---------------------------------------------------------------------

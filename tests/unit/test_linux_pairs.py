@@ -211,6 +211,24 @@ async def test_every_mount_has_to_show_the_target_of_its_own_volume(
     assert await guest.not_on(scene(guest), "target") == wrong
 
 
+async def test_either_side_is_looked_for_and_what_is_lost_is_left_out() -> None:
+    guest = Agent()
+    guest.disks_found, guest.mounted.text = [DISK_D, DISK_E], ON_D + ON_E1
+    looked_for: list[str] = []
+    ask = guest._ask
+
+    async def note(verb: str, request: Json, timeout_s: float = 0) -> Json:
+        looked_for.extend(ref["volume_id"] for ref in request["refs"])
+        return await ask(verb, request)
+
+    guest._ask = note  # type: ignore[method-assign]
+    assert await guest.not_on(scene(guest), "source") == ""
+    assert looked_for == [DATA.id, LOG.id]
+    guest.disks_found, guest.mounted.text = [DISK_E], ON_E1
+    assert await guest.not_on(scene(guest), "target", [DATA.id]) == ""
+    assert looked_for[2:] == [TARGETS[LOG.id]]
+
+
 async def test_a_source_that_is_reached_by_two_disks_meanwhile_is_not_cut_over(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -7,7 +7,18 @@ from volferry.errors import Doubt, Refused, Stop
 from volferry.methods import Method
 from volferry.methods.mirror import Mirror
 from volferry.methods.rsync import Rsync
-from volferry.model import Disk, GuestFacts, Layer, Member, Pair, Plan, Seed, Wanted
+from volferry.model import (
+    Disk,
+    Filesystem,
+    GuestFacts,
+    Layer,
+    Member,
+    Mount,
+    Pair,
+    Plan,
+    Seed,
+    Wanted,
+)
 from volferry.steps import SEQUENCE, Context, Held
 from volferry.steps.attach import Attach
 from volferry.steps.cutover import Cutover
@@ -426,6 +437,26 @@ async def test_a_way_back_that_lost_a_source_gets_none_of_the_others(cloud):
     assert (await cloud.volume(source.id)).status == "available"
 
 
+async def test_a_deleted_target_is_not_gone_back_from_once_somebody_has(cloud):
+    """The guest may not find the way without it; the source's mounts are what counts."""
+    ctx = await context(cloud)
+    ctx.known, ctx.guest = await carry(ctx, TakeSnapshot(), Target()), Shown()
+    mount = Mount(target="/srv/data", source="/dev/vdb")
+    filesystem = Filesystem(device="/dev/vdb", fstype="ext4", uuid="u", mounts=(mount,))
+    facts = ctx.plan.guest.model_copy(update={"filesystems": (filesystem,)})
+    ctx.plan = ctx.plan.model_copy(update={"guest": facts})
+    cloud.forget(made(ctx.known)[0])
+    ctx.guest.outcome = {"result": "committed", "live": "target", "reason": "there is no target"}
+    ctx.guest.wrong = "nothing is mounted on /srv/data"
+    with pytest.raises(Stop, match="could not go back to the source") as stopped:
+        await Cutover().undo(ctx, {"outcome": {}})
+    assert "somebody deleted the target" in stopped.value.data
+    assert "mount it in the guest" in stopped.value.hint
+
+    ctx.guest.wrong = ""
+    await Cutover().undo(ctx, {"outcome": {}})
+
+
 async def test_a_source_that_came_too_late_is_taken_out_again(cloud):
     ctx = await on_an_array(cloud)
     source, server = ctx.plan.cloud.sources[0].id, ctx.plan.cloud.server.id
@@ -518,6 +549,34 @@ async def test_a_volume_that_is_lost_altogether_hides_no_other_that_is_mounted_w
 
     assert ctx.guest.heard == ["look", f"look at all but {data.id}"]
     assert (await cloud.volume(log.id)).status == "in-use"
+
+
+async def test_what_somebody_deleted_is_not_taken_back_for(cloud):
+    ctx = await context(cloud, names=("data", "log"))
+    ctx.guest = Shown()
+    known = await carry(ctx, Detach(), Protect())
+    data, log = ctx.plan.cloud.sources
+    cloud.forget(data.id)
+
+    await Protect().undo(ctx, known["protect"])
+    await Detach().undo(ctx, known["detach"])
+
+    assert not (await cloud.volume(log.id)).read_only
+    assert (await cloud.volume(log.id)).status == "in-use"
+
+
+async def test_two_volumes_of_which_one_lost_its_source_and_the_other_its_target(cloud):
+    """All go back or none, so there is no way back: what cannot be mounted is not waited for."""
+    ctx = await context(cloud, names=("data", "log"))
+    ctx.known, ctx.guest = await carry(ctx, TakeSnapshot(), Target()), Shown()
+    ctx.guest.wrong = "/srv/log shows nothing"
+    data, log = ctx.plan.cloud.sources
+    for lost in (data.id, made(ctx.known)[1]):
+        cloud.forget(lost)
+
+    with pytest.raises(Doubt, match="shows nothing"):
+        await carry(ctx, Detach())
+    assert ctx.guest.heard == ["look", f"look at all but {log.id}"]
 
 
 async def test_all_sources_are_marked_read_only_and_a_half_is_not_taken_for_all(cloud):

@@ -692,9 +692,9 @@ class Cutover(Recorded):
                 raise AgentError("refused", "the source is the live side already")
             if self.sides.is_whole("target"):
                 self.note(mounts=[plan._asdict() for plan in self.sides.plan_mounts("target")])
-            else:  # what was mounted when it cut over is all that is known
+                self.remember_units([unit["name"] for unit in self.request.get("units", [])])
+            else:  # what was mounted and ran when it cut over is all that is known
                 self.notes.append("somebody took the target out of the guest")
-            self.remember_units([unit["name"] for unit in self.request.get("units", [])])
             # Without a standby the source has the volumes that it was left with.
             self.remember_layers(SIDES if self.record.get("standby") else ["target"])
             if self.record.get("standby"):

@@ -45,7 +45,9 @@ class Recorded:
             # What the cutover has shown has to be hidden again.
             known = ("shown", "withheld", "standby", "source_hidden", "live", "kept", "opened")
             self.record.update({key: stored.get(key) for key in known})
-            self.record["mounts"] = stored.get("mounts", [])
+            self.record.update(
+                {key: stored.get(key, []) for key in ("mounts", "units", "triggers")}
+            )
         self.sides.opened = self.record["opened"] or {}
 
     def new_record(self) -> Json:

@@ -234,7 +234,8 @@ class LinuxGuest:
             wrong = _not_shown(disk, moving, entries)
             if wrong:
                 return wrong
-        stacked = [fs for fs in _stacked(scene.plan.guest) if fs.volume_id not in but]
+        facts = scene.plan.guest
+        stacked = [fs for fs in _stacked(facts) if facts.below(fs).isdisjoint(but)]
         return await self._not_below(stacked, found, entries)
 
     async def _not_below(

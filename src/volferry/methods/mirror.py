@@ -342,6 +342,8 @@ class Mirror(Method):
             return None
         server, sources = scene.plan.cloud.server.id, scene.plan.cloud.sources
         what = "attached again" if plug else "detached before the commit"
+        if job == "cutback" and not plug:
+            what = "taken out again: another one is not there, and the target may not be beside it"
         asked = False
 
         async def when_awaited(status: Json) -> None:

@@ -1,10 +1,11 @@
 """The cutover: waits for its gate, then the guest does it by itself."""
 
+import contextlib
 import datetime as dt
 import time
 from typing import ClassVar
 
-from volferry.errors import Doubt, NoWayBack, Stop
+from volferry.errors import Doubt, NotFound, NoWayBack, Stop
 from volferry.methods import Outlook
 from volferry.model import Json, Outcome, Plan, Prediction, Receipt
 from volferry.steps.attach import unplug
@@ -43,7 +44,6 @@ class Cutover(Step):
         return Undo.FREE if receipt["outcome"].get("standby") else self.undo_costs
 
     async def find(self, ctx: Context) -> Receipt | None:
-        told = heard(ctx.line.events())
         last = await last_switch(ctx, forward=True)
         if last is None:
             return None
@@ -55,7 +55,7 @@ class Cutover(Step):
         if last.live == "source":
             return None
         outcome = Outcome.model_validate(last.outcome)
-        if not (told and told.live):  # else it was said, and to go on is somebody's word
+        if not _was_said(ctx, outcome.reason):  # else to go on is somebody's word
             _stop_for_the_reason(ctx, outcome)
         return self._receipt(ctx, outcome)
 
@@ -152,33 +152,57 @@ class Cutover(Step):
     async def undo(self, ctx: Context, receipt: Receipt) -> None:
         if receipt["outcome"].get("result") == "reverted" or not ctx.guest.is_there:
             return  # it has gone back by itself, or is gone itself
+        if await self._brought_back_by_hand(ctx):
+            return
         outcome = await self._unheard(ctx)
         if outcome is None:
             # First, so that it is known of a guest which is not heard again.
             await ctx.tell("cutback", cutover=receipt["outcome"])
             outcome = await ctx.method.cutback(ctx)
+        wrong = await self._judge(ctx, outcome)
+        # Last, and at once before it is said: until it is told it is judged again.
         await ctx.tell("outcome", **outcome.model_dump(mode="json"))
+        if wrong:
+            raise wrong
+
+    async def _judge(self, ctx: Context, outcome: Outcome) -> Stop | None:
+        """What stands against taking the target away after such a way back."""
         again = f"volferry rollback {ctx.transfer_id} --accept-loss"
         if outcome.live != "source":
             await self._keep_away(ctx)
-            lost = await deleted_targets(ctx)
-            raise Stop(
-                f"the guest could not go back to the source: {outcome.reason}",
-                data=f"somebody deleted the target ({', '.join(lost)}); the source is as it was at "
-                "the cutover"
-                if lost
-                else "the service was left on the target, which is complete",
+            what = f"the guest could not go back to the source: {outcome.reason}"
+            if lost := await deleted_targets(ctx):
+                return Stop(
+                    what,
+                    data=f"somebody deleted the target ({', '.join(lost)}); the source is kept, "
+                    "and is not mounted",
+                    hint=f"mount it in the guest and start the services, then repeat {again}",
+                )
+            return Stop(
+                what,
+                data="the service was left on the target, which is complete",
                 hint=f"volferry logs {ctx.transfer_id}; mend what it names, then repeat {again}",
             )
-        deleted = [one.id for one in await deleted_sources(ctx)]
-        wrong = "; ".join(outcome.problems) or await ctx.guest.not_on(ctx, "source", deleted)
-        if wrong:
-            raise Stop(
-                f"back on the source, but not everything came back: {wrong}",
-                data="the source is the live side and as it was at the cutover; the target, with "
-                "what was written since, is kept until this is mended",
-                hint=f"mend it in the guest, then repeat: {again}",
-            )
+        deleted = await deleted_sources(ctx)
+        but = [one.id for one in deleted]
+        wrong = "; ".join(outcome.problems) or await ctx.guest.not_on(ctx, "source", but)
+        if not wrong:
+            return None
+        data = "the source is the live side and as it was at the cutover"
+        if deleted:
+            data = f"somebody deleted {', '.join(one.label for one in deleted)} since"
+        return Stop(
+            f"back on the source, but not everything came back: {wrong}",
+            data=f"{data}; the target, with what was written since, is kept until this is mended",
+            hint=f"mend it in the guest, then repeat: {again}",
+        )
+
+    async def _brought_back_by_hand(self, ctx: Context) -> bool:
+        """Where somebody deleted the target the guest may not find its way back by itself."""
+        mounted = any(fs.mounts for fs in ctx.plan.guest.filesystems)
+        if not mounted or not await deleted_targets(ctx):
+            return False
+        return not await ctx.guest.not_on(ctx, "source")
 
     async def _unheard(self, ctx: Context) -> Outcome | None:
         """How a way back ended on the source whose end nobody was told: what it could not bring
@@ -196,7 +220,8 @@ class Cutover(Step):
         keeps the two apart."""
         if ctx.method.detaches_first(ctx.plan.guest):
             for source in ctx.plan.cloud.sources:
-                await unplug(ctx, source.id)
+                with contextlib.suppress(NotFound):  # deleted, which is away as well
+                    await unplug(ctx, source.id)
 
 
 def _stop_for_the_reason(ctx: Context, outcome: Outcome) -> None:
@@ -212,6 +237,17 @@ def _stop_for_the_reason(ctx: Context, outcome: Outcome) -> None:
         f"volferry resume {ctx.transfer_id}     goes on to detach and protect the source\n"
         f"volferry rollback {ctx.transfer_id} --accept-loss   goes back to it",
     )
+
+
+def _was_said(ctx: Context, reason: str) -> bool:
+    """Whether the transfer has stopped for it since the cutover began."""
+    said = False
+    for event in ctx.line.events():
+        if event.kind == "cutover":
+            said = False
+        elif event.kind == "error":
+            said = said or reason in event.facts["what"]
+    return said
 
 
 async def _refuse_without_a_way_back(ctx: Context, last: Switch | None) -> None:
@@ -245,6 +281,9 @@ async def committed_still(ctx: Context, last: Switch) -> Outcome | None:
             data="the target holds what was written until then, and is not mounted anywhere",
             hint=f"volferry rollback {ctx.transfer_id}   ends it, and asks before the target goes",
         )
+    said = last.outcome or {}
+    if said.get("reason"):
+        await ctx.tell_note(f"{said['job_id']}.reason", f"going back: {said['reason']}")
     return Outcome.model_validate(last.cutover) if last.cutover else None
 
 

@@ -54,6 +54,8 @@ class Detach(Step):
         return _receipt(ctx)
 
     async def do(self, ctx: Context) -> Receipt:
+        if begun := await _way_back(ctx, forward=True):
+            await committed_still(ctx, begun)
         if _is_held(ctx):
             state, finish = _as_held(ctx)
             raise Held(
@@ -63,8 +65,6 @@ class Detach(Step):
             )
         began = time.monotonic()
         sources = ctx.plan.cloud.sources
-        if begun := await _way_back(ctx, forward=True):
-            await committed_still(ctx, begun)
         await self._look(ctx, "before the source is detached")
         await ctx.method.leave(ctx)
         deleted = []
@@ -156,13 +156,14 @@ async def _way_back(ctx: Context, *, forward: bool = False) -> Switch | None:
 
 
 def _no_copy(lost: list[Pair]) -> str:
-    return f"somebody deleted source and target of {', '.join(pair.label for pair in lost)}"
+    labels = ", ".join(pair.label for pair in lost)
+    return f"somebody deleted the target of {labels}, and there is no way back"
 
 
 async def _state(ctx: Context, deleted: list[str]) -> str:
     if ctx.guest.is_there:
         if lost := await lost_pairs(ctx):
-            return f"detached, and {_no_copy(lost)}"
+            return f"detached; {_no_copy(lost)}"
         gone = f", and somebody deleted {', '.join(deleted)}" if deleted else ""
         return f"detached{gone}; {_SERVED}"
     # They may have had the word to go with their server.

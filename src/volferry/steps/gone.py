@@ -20,10 +20,10 @@ async def deleted_sources(ctx: Context) -> list[Volume]:
 
 
 async def lost_pairs(ctx: Context) -> list[Pair]:
-    """Those of which neither source nor target is there any more."""
-    sources = [one.id for one in await deleted_sources(ctx)]
-    if not sources:
+    """Those whose target is not there any more, where there is no way back to their sources either:
+    all go back or none, and somebody deleted one of them."""
+    if not await deleted_sources(ctx):
         return []
     targets = await deleted_targets(ctx)
     pairs = zip(ctx.plan.pairs, target_ids(ctx), strict=True)
-    return [pair for pair, target in pairs if pair.source.id in sources and target in targets]
+    return [pair for pair, target in pairs if target in targets]

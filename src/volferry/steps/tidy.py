@@ -46,10 +46,11 @@ class Tidy(Step):
         Asked before anything is taken back, so that a transfer never stands where neither goes.
         """
         if not await ctx.guest.last_job():
+            here = "the service runs on the target; the source is unchanged since the cutover"
             raise NoWayBack(
                 f"transfer '{ctx.transfer_id}' was all but finished: the guest has forgotten the "
-                "way back",
-                data="the service runs on the target; the source is unchanged since the cutover",
+                "way back, or was deleted",
+                data=here if ctx.guest.is_there else "no volume is touched by ending it",
                 hint=f"volferry resume {ctx.transfer_id}   ends it",
             )
         return None

@@ -13,7 +13,7 @@ import pytest
 
 from tests.fakes.cloud import FakeCloud
 from volferry.engine import Engine, Patience
-from volferry.errors import Stop, VolferryError
+from volferry.errors import Retry, Stop, VolferryError
 from volferry.guests.deleted import DeletedGuest
 from volferry.methods import Outlook
 from volferry.methods.mirror import Mirror
@@ -59,7 +59,7 @@ class Onlooker:
 
     is_there = True
     committed = Outcome(result="committed", live="target", downtime_s=1.0, job_id="over")
-    back = Outcome(
+    back: Outcome | None = Outcome(
         result="committed", live="target", reason="the source did not come", job_id="back"
     )
     """How it goes back."""
@@ -71,6 +71,9 @@ class Onlooker:
 
     def __init__(self, cloud: FakeCloud) -> None:
         self.seen: set[str] = set()
+        self.hidden: list[str] = []
+        self.breaks: dict[str, bool] = {}
+        """Sides that no answer comes about, once."""
         cloud.on_attached.append(lambda server, volume: self.seen.add(volume))
         cloud.on_detached.append(lambda server, volume: self.seen.discard(volume))
 
@@ -83,10 +86,13 @@ class Onlooker:
         return [Disk(path="/dev/vdb", size_bytes=2**31, serial="of the source")]
 
     async def not_on(self, scene: object, side: str, but: Sequence[str] = ()) -> str:
+        if self.breaks.pop(side, False):
+            raise Retry("no answer", data="it is asked again")
         wrong = side == self.away and not but  # there is one volume
         return f"nothing is mounted on /srv/{side}" if wrong else ""
 
     async def quarantine(self, volume_ids: list[str]) -> Receipt:
+        self.hidden += volume_ids
         return {"rule": "/etc/udev/rules.d/x", "serials": [id[:20] for id in volume_ids]}
 
     async def release(self) -> None:
@@ -115,7 +121,16 @@ class Onlooker:
         return self.committed
 
     async def cutback(self, scene: object) -> Outcome:
+        again = self.job == "cutback" and self.back is not None and self.back.live == "source"
         self._begin("cutback")
+        if again:  # what the first one could not bring back the agent does not say again
+            self.back = Outcome(
+                result="reverted",
+                live="source",
+                reason="the source is the live side already",
+                job_id="again",
+            )
+        assert self.back is not None
         return self.back
 
     def _begin(self, job: str) -> None:

@@ -268,6 +268,41 @@ async def test_what_is_wrong_on_the_target_is_said_before_anybody_goes_on(whole:
     assert (await whole.engine.carry(ID)).state is State.DONE
 
 
+async def test_what_is_wrong_on_the_target_is_said_though_a_rollback_was_declined(
+    whole: Story,
+) -> None:
+    whole.guest.committed = whole.guest.committed.model_copy(update={"reason": "db.service died"})
+    whole.guest.unheard = ["cutover"]
+    await whole.stops()
+    with pytest.raises(NeedsConsent):
+        await whole.engine.take_back(ID)
+    assert "something is wrong there: db.service died" in (await whole.stops()).what
+
+
+async def test_what_was_written_to_a_target_that_the_guest_left_is_asked_for(whole: Story) -> None:
+    whole.guest.committed = Outcome(
+        result="reverted", live="source", reason="x", was_live_s=3.0, job_id="over"
+    )
+    await whole.stops()
+    with pytest.raises(NeedsConsent, match="writes made since"):
+        await whole.engine.take_back(ID)
+    await whole.goes_back(accept_loss=True)
+
+
+async def test_a_way_back_is_judged_again_when_the_judgement_was_cut_short(
+    committed: Story,
+) -> None:
+    problems = {"problems": ("db.service is down",)}
+    for what in ("source", "mounts"):
+        committed.guest.back = GONE_BACK.model_copy(update=problems if what == "source" else {})
+        if what == "mounts":
+            committed.guest.away = "source"
+        committed.guest.breaks = {"source": True}
+        with pytest.raises(Stop, match="not everything came back"):
+            await committed.engine.take_back(ID, accept_loss=True)
+        assert (await committed.target()).id
+
+
 async def test_a_way_back_whose_end_was_not_heard_is_judged_before_the_target_goes(
     committed: Story,
 ) -> None:
@@ -307,6 +342,9 @@ async def test_a_server_that_was_deleted_on_the_way_back_leaves_both_sides(
     assert "either side may have what was written last, and both are kept" in refused.data
     told = await ends_with_both_sides(committed)
     assert report.verdict(told).startswith("ended the move of data: with web-03 went")
+    receipt = committed.store.receipts(ID)["cutover"]
+    standing = receipt["outcome"]["reason"] == ""
+    assert standing or receipt["state"].startswith("went with its server")
     assert not [note for note in told.notes if "volume delete" in note]
 
 
@@ -316,7 +354,9 @@ async def test_a_source_that_was_deleted_when_the_guest_went_back_to_it(
 ) -> None:
     """The target is not mounted any more, so there is nothing to finish; and all that is left."""
     committed.guest.back = GONE_BACK if ended == "before" else None
+    committed.guest.away = "source"
     await goes_back_unheard(committed)
+    committed.guest.hidden.clear()
     committed.cloud.forget(committed.source)
     if ended == "after":
         refused = await no_way_back(committed, "source")
@@ -328,6 +368,7 @@ async def test_a_source_that_was_deleted_when_the_guest_went_back_to_it(
         await committed.engine.take_back(ID)
     assert (await committed.target()).id
     assert (await committed.engine.take_back(ID, accept_loss=True)).state is State.ROLLED_BACK
+    assert committed.source not in committed.guest.hidden, "the service runs on it"
 
 
 async def test_what_tidying_up_has_forgotten_turns_a_rollback_round(whole: Story) -> None:
@@ -395,7 +436,7 @@ async def test_when_both_sides_were_deleted_nothing_is_waited_for(committed: Sto
     await no_way_back(committed, "source")
     assert (await committed.engine.carry(ID)).state is State.DONE
     state = committed.store.receipts(ID)["detach"]["state"]
-    assert state == "detached, and somebody deleted source and target of data"
+    assert state == "detached; somebody deleted the target of data, and there is no way back"
 
 
 # ---- a deleted server, and what was heard of its cutover -----------------------------------------
