@@ -317,7 +317,6 @@ async def test_a_guest_that_could_not_go_back_is_not_taken_for_one_that_moved(
 
     assert "resume" in stopped.value.hint
     assert "--accept-loss" in stopped.value.hint
-    await scene.tell("error", what=stopped.value.what)
     found = await Cutover().find(scene)
     assert found, "with the user's word it goes on"
     assert found["outcome"]["live"] == "target"

@@ -55,8 +55,7 @@ class Cutover(Step):
         if last.live == "source":
             return None
         outcome = Outcome.model_validate(last.outcome)
-        if not _was_said(ctx, outcome.reason):  # else to go on is somebody's word
-            _stop_for_the_reason(ctx, outcome)
+        await _stop_for_the_reason(ctx, outcome)
         return self._receipt(ctx, outcome)
 
     async def left_behind(self, ctx: Context) -> Receipt | None:
@@ -93,7 +92,7 @@ class Cutover(Step):
                 data=_left_with(ctx, outcome),
                 hint=_ways_on(ctx, outcome),
             )
-        _stop_for_the_reason(ctx, outcome)
+        await _stop_for_the_reason(ctx, outcome)
         return {
             **self._receipt(ctx, outcome),
             "predicted": prediction.model_dump(mode="json"),
@@ -224,11 +223,14 @@ class Cutover(Step):
                     await unplug(ctx, source.id)
 
 
-def _stop_for_the_reason(ctx: Context, outcome: Outcome) -> None:
+async def _stop_for_the_reason(ctx: Context, outcome: Outcome) -> None:
     """Of a guest that could not go back, as the source of a stack is detached before the commit. To
-    go on is to protect the only other side, so somebody has to look at the service first."""
-    if not outcome.reason:
+    go on is to protect the only other side, so somebody has to look at the service first; once, for
+    going on after that is somebody's word."""
+    stayed = [e.facts["job_id"] for e in ctx.line.events() if e.kind == "stayed"]
+    if not outcome.reason or outcome.job_id in stayed:
         return
+    await ctx.tell("stayed", job_id=outcome.job_id, text="the guest stayed on the target")
     raise Stop(
         f"the guest stayed on the target, and something is wrong there: {outcome.reason}",
         data="the target is the live side, with all that was written to the source; services may "
@@ -237,17 +239,6 @@ def _stop_for_the_reason(ctx: Context, outcome: Outcome) -> None:
         f"volferry resume {ctx.transfer_id}     goes on to detach and protect the source\n"
         f"volferry rollback {ctx.transfer_id} --accept-loss   goes back to it",
     )
-
-
-def _was_said(ctx: Context, reason: str) -> bool:
-    """Whether the transfer has stopped for it since the cutover began."""
-    said = False
-    for event in ctx.line.events():
-        if event.kind == "cutover":
-            said = False
-        elif event.kind == "error":
-            said = said or reason in event.facts["what"]
-    return said
 
 
 async def _refuse_without_a_way_back(ctx: Context, last: Switch | None) -> None:
