@@ -8,6 +8,7 @@ from volferry.errors import Doubt, NotFound, Stop
 from volferry.model import Disk, Json, Pair, Receipt, Volume
 from volferry.steps.progress import follow, until_sure
 from volferry.steps.step import Context, Phase, Step, Undo
+from volferry.steps.volumes import target_ids
 
 POLL_S = 0.5
 ATTACHED = ("reserved", "attaching", "in-use", "detaching")
@@ -31,23 +32,20 @@ class Attach(Step):
 
     async def left_behind(self, ctx: Context) -> Receipt | None:
         await self._until_begun(ctx)
-        return {
-            "disks": [{"volume_id": made["volume_id"]} for made in ctx.known["target"]["targets"]]
-        }
+        return {"disks": [{"volume_id": id} for id in target_ids(ctx)]}
 
     async def _until_begun(self, ctx: Context) -> None:
         """Of an attach that was cut off: until it shows, or never will."""
-        for made in ctx.known["target"]["targets"]:
+        for id in target_ids(ctx):
             with contextlib.suppress(NotFound):
-                if (await ctx.cloud.volume(made["volume_id"])).status not in ATTACHED:
+                if (await ctx.cloud.volume(id)).status not in ATTACHED:
                     await until_sure(ctx)
 
     async def do(self, ctx: Context) -> Receipt:
         began = time.monotonic()
-        made = ctx.known["target"]["targets"]
         disks = [
-            await self._plug(ctx, pair, target["volume_id"])
-            for pair, target in zip(ctx.plan.pairs, made, strict=True)
+            await self._plug(ctx, pair, target)
+            for pair, target in zip(ctx.plan.pairs, target_ids(ctx), strict=True)
         ]
         return {
             "disks": disks,

@@ -10,9 +10,9 @@ from volferry.methods import Outlook
 from volferry.model import Json, Outcome, Plan, Prediction, Receipt
 from volferry.steps.attach import unplug
 from volferry.steps.gate import Decision, decide
-from volferry.steps.gone import deleted_sources, deleted_targets, target_ids
 from volferry.steps.step import Context, Phase, Step, Undo
 from volferry.steps.switch import Switch, heard, last_switch
+from volferry.steps.volumes import deleted_sources, deleted_targets, target_ids
 
 # Between two passes while a gate is closed: the service has the disk for most of the time.
 PACE_S = (2.0, 30.0)

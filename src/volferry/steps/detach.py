@@ -9,10 +9,10 @@ from volferry.errors import Doubt, NotFound, Stop
 from volferry.model import Json, Pair, Plan, Receipt, Volume
 from volferry.steps.attach import appears, unplug
 from volferry.steps.cutover import committed_still, is_standby
-from volferry.steps.gone import deleted_targets, lost_pairs
 from volferry.steps.progress import follow, until_sure
 from volferry.steps.step import Context, Held, Phase, Step, Undo
 from volferry.steps.switch import Switch, heard, last_switch
+from volferry.steps.volumes import deleted_targets, lost_pairs
 
 _SERVED = "the service still has its data on the target"
 DETACHED = f"detached; {_SERVED}"
@@ -95,19 +95,18 @@ class Detach(Step):
             wrong = await ctx.guest.not_on(ctx, "target", [pair.source.id for pair in lost])
         if not wrong:
             return
-        back = f"volferry rollback {ctx.transfer_id} --accept-loss   goes back to the source"
+        target, hint = "the target holds the service's data", ""
         if deleted := await deleted_targets(ctx):
-            raise Doubt(
-                f"{when} the target is not mounted where it should be: {wrong}",
-                data=f"somebody deleted the target ({', '.join(deleted)}); the source is unchanged "
-                "since the cutover",
-                hint=back,
-            )
+            target = f"somebody deleted the target ({', '.join(deleted)})"
+        else:
+            hint = "look at 'findmnt' and 'journalctl -b' in the guest, mount the target; then\n"
+            hint += f"volferry resume {ctx.transfer_id}     goes on\n"
+        back = f"volferry rollback {ctx.transfer_id} --accept-loss   goes back to the source"
+        source = "has followed it" if is_standby(ctx) else "is unchanged since the cutover"
         raise Doubt(
             f"{when} the target is not mounted where it should be: {wrong}",
-            data="the target holds the service's data; the source is unchanged since the cutover",
-            hint="look at 'findmnt' and 'journalctl -b' in the guest, mount the target; then\n"
-            f"volferry resume {ctx.transfer_id}     goes on\n{back}",
+            data=f"{target}; the source {source}",
+            hint=hint + back,
         )
 
     async def undo(self, ctx: Context, receipt: Receipt) -> None:

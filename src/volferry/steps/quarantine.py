@@ -4,6 +4,7 @@ from typing import ClassVar
 
 from volferry.model import Receipt
 from volferry.steps.step import Context, Phase, Step
+from volferry.steps.volumes import target_ids
 
 
 class Quarantine(Step):
@@ -20,8 +21,7 @@ class Quarantine(Step):
         return {}
 
     async def do(self, ctx: Context) -> Receipt:
-        targets = [made["volume_id"] for made in ctx.known["target"]["targets"]]
-        receipt: Receipt = await ctx.guest.quarantine(targets)
+        receipt: Receipt = await ctx.guest.quarantine(target_ids(ctx))
         return receipt
 
     async def undo(self, ctx: Context, receipt: Receipt) -> None:

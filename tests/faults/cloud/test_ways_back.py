@@ -3,7 +3,7 @@
 import pytest
 
 from tests.faults.cloud.story import ID, WITH_CUTOVER, Onlooker, Story, server_is_deleted
-from volferry.errors import NeedsConsent, Refused, Stop, VolferryError
+from volferry.errors import NeedsConsent, Refused, Retry, Stop, VolferryError
 from volferry.methods import Outlook
 from volferry.model import Event, Outcome, State
 from volferry.report import story as report
@@ -289,18 +289,33 @@ async def test_what_was_written_to_a_target_that_the_guest_left_is_asked_for(who
     await whole.goes_back(accept_loss=True)
 
 
+@pytest.mark.parametrize("silent", ["cloud", "guest"])
 async def test_a_way_back_is_judged_again_when_the_judgement_was_cut_short(
-    committed: Story,
+    committed: Story, monkeypatch: pytest.MonkeyPatch, silent: str
 ) -> None:
-    problems = {"problems": ("db.service is down",)}
-    for what in ("source", "mounts"):
-        committed.guest.back = GONE_BACK.model_copy(update=problems if what == "source" else {})
-        if what == "mounts":
-            committed.guest.away = "source"
+    """The answer that was lost is asked for again; the way back does not begin anew."""
+    look = committed.cloud.volume_if_any
+    lost: list[str] = []
+
+    async def once_without_an_answer(volume_id: str) -> object:
+        if committed.guest.job == "cutback" and volume_id == committed.source and not lost:
+            lost.append(volume_id)
+            raise Retry("no answer", data="it is asked again")
+        return await look(volume_id)
+
+    if silent == "cloud":
+        problems = ("db.service is down",)
+        committed.guest.back = GONE_BACK.model_copy(update={"problems": problems})
+        monkeypatch.setattr(committed.cloud, "volume_if_any", once_without_an_answer)
+    else:
+        committed.guest.back, committed.guest.away = GONE_BACK, "source"
         committed.guest.breaks = {"source": True}
-        with pytest.raises(Stop, match="not everything came back"):
-            await committed.engine.take_back(ID, accept_loss=True)
-        assert (await committed.target()).id
+    with pytest.raises(Stop, match="not everything came back"):
+        await committed.engine.take_back(ID, accept_loss=True)
+    assert lost or not committed.guest.breaks
+    assert (await committed.target()).id
+    begun = [one.event for one in committed.store.events(ID) if one.event.kind == "cutback"]
+    assert len(begun) == 1
 
 
 async def test_a_way_back_whose_end_was_not_heard_is_judged_before_the_target_goes(

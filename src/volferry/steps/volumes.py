@@ -1,4 +1,4 @@
-"""Volumes that somebody else deleted in the middle of a transfer."""
+"""A transfer's targets, and which of its volumes somebody else deleted."""
 
 from volferry.model import Pair, Volume
 from volferry.steps.step import Context
